@@ -1,0 +1,1 @@
+"""Ready-made configs; ``lightning fit --config configs/digits/redrl.yaml``."""

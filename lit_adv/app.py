@@ -1,0 +1,432 @@
+"""The LightningCLI of lit_adv: how configs become a model, data and a trainer, and how a run is kept.
+
+`lit_adv.cli` is the command around it.
+"""
+
+import logging
+import os
+import shlex
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytorch_lightning as pl
+from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse.typing import register_type
+from omegaconf.errors import OmegaConfBaseException
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+# imported so that configs may say REDRL for lit_adv.tasks.REDRL
+import lit_adv.attacks
+import lit_adv.callbacks
+import lit_adv.data
+import lit_adv.tasks  # noqa: F401
+from lit_adv import bolts, runs
+from lit_adv.attacks import Radius
+from lit_adv.compose import ConfigError, compose, expand_arguments, load_text
+from lit_adv.diagnosis import explain, is_deliberate, message_of, nearest, tree_of
+
+# How the ranks that Lightning starts learn rank 0's folder.
+_FOLDER_VARIABLE = "LIT_ADV_RUN_DIR"
+# Stands for the run's folder anywhere in a config.
+_FOLDER_MARK = "<run>"
+
+
+class Stopped(Exception):
+    """The user or the cluster stopped the run; the message says how to go on, `code` is the process's exit code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def run(arguments: list[str]) -> "AdvCLI":
+    """Parses a command line such as `["fit", "--config", "configs/cifar10/redrl.yaml"]` and runs it.
+
+    Raises:
+        ConfigError: The config or the command line cannot be used.
+        Stopped: Ctrl-C or SIGTERM.
+    """
+    subcommand, *rest = arguments
+    expanded, files = expand_arguments(rest)
+    if bolts.bolts_available() and any("pl_bolts." in argument for argument in expanded):
+        bolts.import_bolts()
+    _quieten()
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    register_type(Radius, serializer=float, deserializer=Radius)
+    return AdvCLI([subcommand, *expanded], files)
+
+
+class AdvCLI(LightningCLI):
+    """LightningCLI with a folder a run, checks before resuming, and errors that name the nearest valid key.
+
+    Args:
+        arguments: The subcommand and its options, configs composed to text.
+        files: The config files that were given, for the run's name.
+    """
+
+    def __init__(self, arguments: list[str], files: list[Path]) -> None:
+        self.files = files
+        self.folder = Path()
+        self.record: runs.RunRecord | None = None
+        self._made_folder = False
+        try:
+            super().__init__(
+                pl.LightningModule,
+                pl.LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                trainer_defaults={"inference_mode": False, "num_sanity_val_steps": 0},
+                parser_class=_Parser,
+                # abbreviations would let a typo pass
+                parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False, "description": "lit_adv"},
+                auto_configure_optimizers=False,
+                # RunRecord does it: without collectives, and under the names of this package
+                save_config_callback=None,
+                seed_everything_default=0,
+                args=arguments,
+            )
+        finally:
+            self._remove_empty_folder()
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds what every subcommand has beside trainer, model and data."""
+        parser.add_argument("--vars", type=dict, default={}, help="Free values for ${vars.name} in configs.")
+        parser.add_argument(
+            "--run_dir",
+            type=str | None,
+            default=None,
+            help="The run's folder, in place of a new one; <run> stands for it anywhere in a config.",
+        )
+        parser.add_argument(
+            "--untrained", type=bool, default=False, help="Evaluate a model that has no checkpoint, as it is initialised."
+        )
+        parser.add_lightning_class_args(runs.Checkpoint, "checkpoint")
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The Trainer's methods and the arguments that the config supplies in another way."""
+        return LightningCLI.subcommands()
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses, with one readable message for what is wrong."""
+        subcommand, *rest = args
+        try:
+            self.config = parser.parse_args(args)
+        except _ParserError as error:
+            raise ConfigError(explain(str(error), self._parser(subcommand), _tree(rest))) from error
+        except OmegaConfBaseException as error:
+            raise ConfigError(_interpolation_message(error, subcommand, _tree(rest))) from error
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: the command line is in charge, not what the checkpoint stored (Lightning #21455)."""
+
+    @property
+    def options(self) -> Namespace:
+        """The parsed config of the subcommand."""
+        options: Namespace = self.config[self.config["subcommand"]]
+        return options
+
+    @property
+    def is_rank_zero(self) -> bool:
+        """Whether this process writes and speaks for all."""
+        return int(getattr(rank_zero_only, "rank", 0) or 0) == 0
+
+    def before_instantiate_classes(self) -> None:
+        """Everything that can be refused before a class is made or a file of data is read."""
+        options, fitting = self.options, self.subcommand == "fit"
+        given = options.run_dir or options.trainer.get("default_root_dir")
+        options.run_dir, options.trainer.default_root_dir = given, None
+        if options.get("weights_only") is None:
+            options.weights_only = True
+        if options.ckpt_path in ("last", "best"):
+            if given is None:
+                raise ConfigError(
+                    f"ckpt_path: {options.ckpt_path!r} is a checkpoint of the run's folder, which is not given (add --run_dir "
+                    f"DIR, or use --config DIR/config.yaml, or give the file)"
+                )
+            options.ckpt_path = str(Path(given) / "checkpoints" / f"{options.ckpt_path}.ckpt")
+        if fitting:
+            self._refuse_to_overwrite(given)
+        elif not options.ckpt_path and not options.untrained and not _get(options.model, "weights"):
+            raise ConfigError(self._needs_checkpoint(given))
+        self._check_victims()
+        self._checkpoint = self._read_checkpoint()
+        self._compare(facts={})
+        self._choose_folder(given)
+
+    def instantiate_classes(self) -> None:
+        """Makes the objects, with the run's folder in place of `<run>`; the saved config keeps the mark."""
+        config, self.config = self.config, _replace(self.config.clone(), _FOLDER_MARK, str(self.folder))
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            # a constructor that refuses its arguments, ours or a user's
+            if is_deliberate(error):
+                raise ConfigError(message_of(error)) from error
+            raise
+        finally:
+            self.config = config
+        self._compare(runs.data_facts(self.datamodule))
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """A trainer that keeps everything in the run's folder and logs to its `metrics.csv` in any case."""
+        trainer = self._get(self.config_init, "trainer")
+        logger = trainer.get("logger")
+        loggers = [] if logger in (None, True, False) else logger if isinstance(logger, list) else [logger]
+        callbacks = trainer.get("callbacks") or []
+        text, plain = self._resolved()
+        self.record = runs.RunRecord(self.folder, plain, text, runs.data_facts(self.datamodule))
+        try:
+            return super().instantiate_trainer(
+                default_root_dir=str(self.folder),
+                logger=False if logger is False else [*loggers, runs.MetricsFile(self.folder)],
+                callbacks=[*(callbacks if isinstance(callbacks, list) else [callbacks]), self.record],
+                **kwargs,
+            )
+        except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
+            # Lightning checks devices, strategy and plugins here
+            raise ConfigError(f"trainer: {error}") from error
+
+    def after_instantiate_classes(self) -> None:
+        """Prints where the run is kept and, on resuming, what differs."""
+        if not self.is_rank_zero:
+            return
+        print(f"run folder: {self.folder}", flush=True)
+        if self._checkpoint and self.subcommand == "fit":
+            self._print_differences()
+
+    def after_fit(self) -> None:
+        """Prints the best checkpoint, with its score."""
+        best = next((c for c in self.trainer.checkpoint_callbacks if isinstance(c, runs.Checkpoint)), None)
+        if not self.is_rank_zero or best is None or not best.best_model_path:
+            return
+        score = "" if best.best_model_score is None else f" ({best.monitor} {float(best.best_model_score):.4f})"
+        path = os.path.relpath(best.best_model_path)
+        print(f"run folder: {self.folder}\nbest checkpoint: {path}{score}")
+        config = shlex.quote(str(self.folder / "config.yaml"))
+        print(f"test it with: lightning test --config {config} --ckpt_path best", flush=True)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with _in_environment(_FOLDER_VARIABLE, str(self.folder)):
+            try:
+                super()._run_subcommand(subcommand)
+            except MisconfigurationException as error:
+                raise ConfigError(str(error)) from error
+            except SystemExit as error:
+                stopped_by = self.record.stopped_by if self.record else None
+                if isinstance(stopped_by, KeyboardInterrupt):
+                    self._say_how_to_go_on("interrupted", 130, error)
+                if isinstance(stopped_by, SIGTERMException):
+                    self._say_how_to_go_on("stopped by SIGTERM", 143, error)
+                raise
+
+    def _say_how_to_go_on(self, what: str, code: int, error: BaseException) -> NoReturn:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        command = f"lightning {self.subcommand} --config {shlex.quote(str(self.folder / 'config.yaml'))}"
+        last = self.folder / "checkpoints" / "last.ckpt"
+        if self.subcommand != "fit":
+            message = f"{what}"
+        elif last.is_file():
+            trainer = self.trainer
+            where = f"epoch {trainer.current_epoch}, step {trainer.global_step}"
+            message = f"{what} in {where}; a checkpoint is left: {last}\nresume with: {command} --ckpt_path last"
+        else:
+            message = f"{what} before the first training step; crafted images are kept in the cache\nstart again: {command}"
+        raise Stopped(message, code) from error
+
+    def _refuse_to_overwrite(self, given: str | None) -> None:
+        folder = Path(given) if given else None
+        if folder is None or not self.is_rank_zero or self.options.trainer.fast_dev_run or not runs.has_checkpoints(folder):
+            return
+        checkpoints = (folder / "checkpoints").resolve()
+        if not self.options.ckpt_path or Path(self.options.ckpt_path).resolve().parent != checkpoints:
+            raise ConfigError(
+                f"run_dir: {folder} already holds the checkpoints of a run (resume it with --ckpt_path last, or start a new "
+                f"run elsewhere with --run_dir DIR)"
+            )
+
+    def _needs_checkpoint(self, given: str | None) -> str:
+        there = Path(given) / "checkpoints" / "best.ckpt" if given else None
+        hint = f"--ckpt_path best takes {there}" if there and there.is_file() else "give --ckpt_path FILE"
+        return (
+            f"{self.subcommand}: {self.options.model.class_path.rpartition('.')[2]} needs trained weights ({hint}; "
+            f"--untrained=true evaluates it as it is initialised)"
+        )
+
+    def _check_victims(self) -> None:
+        victims = _get(self.options.data, "victims")
+        missing = {
+            name: Path(path)
+            for name, path in (victims.items() if isinstance(victims, dict) else ())
+            if isinstance(path, str) and not Path(path).is_file()
+        }
+        if not missing:
+            return
+        makers = self._victim_configs()
+        lines = []
+        for name, path in missing.items():
+            command = makers.get(os.path.normpath(path.parent.parent))
+            how = f"lightning fit --config {command}" if command else "lightning fit with a config of a VictimClassifier"
+            lines.append(f"data.victims.{name}: {path} does not exist; make it with: {how}")
+        raise ConfigError("\n".join(lines))
+
+    def _victim_configs(self) -> dict[str, str]:
+        """The folder a victim's config trains in -> the file."""
+        places = {place for file in self.files for place in (file.parent, *file.parent.parents[:2])}
+        found = {}
+        for file in sorted({f for place in places for f in (place / "victims").glob("*.yaml")}):
+            folder = compose(file).get("run_dir")
+            if isinstance(folder, str):
+                found[os.path.normpath(folder)] = str(file)
+        return found
+
+    def _read_checkpoint(self) -> dict[str, Any] | None:
+        path = self.options.ckpt_path
+        if not path or "://" in path or path in ("hpc", "registry") or path.startswith("registry:"):
+            return None
+        try:
+            content = runs.read_checkpoint(Path(path))
+        except (OSError, ValueError) as error:
+            raise ConfigError(str(error)) from error
+        return {key: content[key] for key in ("config", "data", "epoch") if key in content}
+
+    def _compare(self, facts: dict[str, Any]) -> None:
+        if not self._checkpoint:
+            return
+        wrong = runs.mismatches(self._checkpoint, self._resolved()[1], facts, resume=self.subcommand == "fit")
+        if wrong:
+            listed = "; ".join(f"{key} is {old} in the checkpoint and {new} now" for key, old, new in wrong)
+            raise ConfigError(
+                f"ckpt_path: {self.options.ckpt_path} does not fit this config: {listed} (give the checkpoint's values, or "
+                f"start without --ckpt_path)"
+            )
+
+    def _print_differences(self) -> None:
+        assert self._checkpoint is not None
+        old = self._checkpoint.get("config")
+        if old is None:
+            print(f"{self.options.ckpt_path} holds no config: what differs from the run it is of cannot be told")
+            return
+        changed = runs.differences(old, self._resolved()[1])
+        print(f"resuming from {self.options.ckpt_path} (epoch {self._checkpoint.get('epoch', '?')})")
+        if changed:
+            print("settings that differ from the checkpoint's:")
+            print("\n".join(f"  {key}: {before} -> {now}" for key, before, now in changed), flush=True)
+
+    def _choose_folder(self, given: str | None) -> None:
+        if given is not None:
+            self.folder = Path(given)
+        elif self.is_rank_zero:
+            self.folder, self._made_folder = runs.new_folder(self._name()), True
+        else:
+            # ranks that Lightning started inherit it; RunRecord tells the others
+            self.folder = Path(os.environ.get(_FOLDER_VARIABLE, f"runs/{self._name()}"))
+        self.options.run_dir = str(self.folder)
+
+    def _name(self) -> str:
+        if not self.files:
+            return str(self.options.model.class_path.rpartition(".")[2])
+        parts = self.files[0].with_suffix("").parts
+        if "configs" in parts[:-1]:
+            return str(Path(*parts[len(parts) - parts[::-1].index("configs") :]))
+        return parts[-1]
+
+    def _resolved(self) -> tuple[str, dict[str, Any]]:
+        options = self.options.clone()
+        # a saved path would make every later use of the config start from it
+        options.ckpt_path, options.untrained = None, False
+        text = self._parser(self.subcommand).dump(options, skip_none=False, skip_validation=True)
+        plain = load_text(text, "config")
+        return text, plain
+
+    def _remove_empty_folder(self) -> None:
+        with suppress(OSError):
+            for folder in (self.folder, *self.folder.parents[:-1]) if self._made_folder else ():
+                folder.rmdir()
+
+
+class _ParserError(Exception):
+    """In place of the parser's own exit."""
+
+
+class _Parser(LightningArgumentParser):
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:
+            super().error(message, ex)
+        raise _ParserError(message) from ex
+
+
+def _tree(arguments: list[str]) -> dict[str, Any]:
+    configs, rest = [], []
+    given = iter(arguments)
+    for argument in given:
+        if argument == "--config":
+            content = load_text(next(given), "--config")
+            configs.append(content if isinstance(content, dict) else {})
+        else:
+            rest.append(argument)
+    return tree_of(configs, rest)
+
+
+def _interpolation_message(error: OmegaConfBaseException, subcommand: str, tree: dict[str, Any]) -> str:
+    where = str(error.full_key or "").removeprefix(f"{subcommand}.")
+    text = str(error.msg or error).splitlines()[0]
+    wanted = text.partition("resolved to '")[2].partition("'")[0].removeprefix(f"{subcommand}.")
+    if not wanted:
+        return f"{where}: {text}"
+    known = [".".join(path) for path in _paths(tree)]
+    return f"{where}: ${{{wanted}}} refers to nothing in the config; {nearest(wanted, known)}"
+
+
+def _paths(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, value in tree.items() if isinstance(tree, dict) else ():
+        yield (*path, str(key))
+        yield from _paths(value, (*path, str(key)))
+
+
+def _get(config: Any, name: str) -> Any:
+    arguments = config.get("init_args") if isinstance(config, (Namespace, dict)) else None
+    return arguments.get(name) if isinstance(arguments, (Namespace, dict)) else None
+
+
+def _replace(value: Any, mark: str, text: str) -> Any:
+    if isinstance(value, str):
+        return value.replace(mark, text)
+    if isinstance(value, Namespace):
+        for key, inner in vars(value).items():
+            setattr(value, key, _replace(inner, mark, text))
+        return value
+    if isinstance(value, dict):
+        return {key: _replace(inner, mark, text) for key, inner in value.items()}
+    return [_replace(inner, mark, text) for inner in value] if isinstance(value, list) else value
+
+
+@contextmanager
+def _in_environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _quieten() -> None:
+    """Drops two messages that say nothing to a user of this command."""
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_no_tips)
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+
+
+def _no_tips(record: logging.LogRecord) -> bool:
+    return "Tip:" not in record.getMessage()

@@ -1,0 +1,396 @@
+"""The attack call: what every attack takes, gives and guarantees."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lit_adv.attacks.fingerprint import fingerprint
+from lit_adv.attacks.norms import Norm, norm
+from lit_adv.attacks.objectives import Objective
+from lit_adv.attacks.randomness import Draws, row_seeds
+from lit_adv.attacks.regions import Region
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackResult:
+    """What `Attack.run` returns; every field but ``images`` has one entry an image.
+
+    Attributes:
+        images: ``(B, C, H, W)``, dtype and device of the input.
+        success: bool, re-checked on ``images``: prediction != label, or == target where targeted.
+        iterations: int64, steps taken (over all restarts and searches).
+        forwards: int64, times the image went through the model, the final check not counted.
+        backwards: int64, times a gradient came back.
+        queries: int64, model outputs the attack has looked at (= ``forwards``).
+        norms: ``l0`` (pixels changed in any channel), ``l1``, ``l2``, ``linf`` of the perturbation.
+    """
+
+    images: Tensor
+    success: Tensor
+    iterations: Tensor
+    forwards: Tensor
+    backwards: Tensor
+    queries: Tensor
+    norms: dict[str, Tensor]
+
+    @classmethod
+    def cat(cls, results: Sequence[AttackResult]) -> AttackResult:
+        """The results of several batches as one."""
+        if not results:
+            raise ValueError("AttackResult.cat: results must hold at least one result, got none")
+        fields = {
+            field.name: torch.cat([getattr(result, field.name) for result in results])
+            for field in dataclasses.fields(cls)
+            if field.name != "norms"
+        }
+        names = results[0].norms
+        return cls(norms={name: torch.cat([result.norms[name] for result in results]) for name in names}, **fields)
+
+
+class Problem:
+    """What a concrete attack works on: images, goal classes, mask, random numbers and counted access to the model.
+
+    All tensors have one row an image still worked on; `take` gives the same problem for some of the rows.
+
+    Attributes:
+        x: ``(B, C, H, W)`` clean images in the working precision (float32, or float64 for float64 images).
+        classes: ``(B,)`` the classes to reach where targeted, else those to leave.
+        targeted: Whether ``classes`` are targets.
+        mask: ``(B, 1, H, W)`` of zeros and ones, or None where every pixel may change.
+        draws: The rows' random numbers.
+    """
+
+    def __init__(
+        self, model: nn.Module, x: Tensor, classes: Tensor, targeted: bool, mask: Tensor | None, draws: Draws
+    ) -> None:
+        self.x = x
+        self.classes = classes
+        self.targeted = targeted
+        self.mask = mask
+        self.draws = draws
+        self._model = model
+        self._dtype = next((p.dtype for p in _parameters(model) if p.is_floating_point()), x.dtype)
+        self._index: Tensor | None = None
+        self._bad = _bad_input(x, classes)
+        self._checked = [False]  # shared by `take`: one wait for the device a call
+        self.counts = torch.zeros(3, len(x), dtype=torch.int64, device=x.device)  # iterations, forwards, backwards
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def take(self, chosen: Tensor) -> Problem:
+        """The problem for the rows ``chosen`` (indices); counts go on into the whole problem's."""
+        part = object.__new__(Problem)
+        part.__dict__.update(self.__dict__)
+        part.x = self.x[chosen]
+        part.classes = self.classes[chosen]
+        part.mask = None if self.mask is None else self.mask[chosen]
+        part.draws = self.draws.take(chosen)
+        part._index = chosen if self._index is None else self._index[chosen]
+        return part
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits of ``x`` without a graph, in the working precision."""
+        with torch.no_grad():
+            return self._forward(x)
+
+    def gradient(self, x: Tensor, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
+        """One forward and one backward pass.
+
+        Returns:
+            Logits ``(B, K)``, the objective ``(B,)`` and its gradient in ``x``, zero outside the mask. An element that
+            is not a number, which a saturated model can give, is 0.
+        """
+        x = x.detach().requires_grad_()
+        logits = self._forward(x)
+        losses = objective(logits, self.classes, self.targeted)
+        return logits.detach(), losses.detach(), self.backward(losses.sum(), x)
+
+    def graph(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``x`` as a leaf and its logits with their graph, for attacks that take several gradients of one pass."""
+        x = x.detach().requires_grad_()
+        return x, self._forward(x)
+
+    def backward(self, total: Tensor, x: Tensor, *, keep_graph: bool = False) -> Tensor:
+        """The masked gradient of a scalar in ``x``; never touches the parameters' ``.grad``."""
+        (gradient,) = torch.autograd.grad(total, x, retain_graph=keep_graph, allow_unused=True)
+        self._count(2)
+        if gradient is None:  # a model that ignores its input
+            return torch.zeros_like(x)
+        gradient = gradient.nan_to_num_(0.0)
+        return gradient if self.mask is None else gradient.mul_(self.mask)
+
+    def succeeded(self, logits: Tensor) -> Tensor:
+        """Which rows have reached their goal, ``(B,)`` bool."""
+        hit = logits.argmax(1) == self.classes
+        return hit if self.targeted else ~hit
+
+    def restrict(self, x: Tensor) -> Tensor:
+        """``x`` clamped to [0, 1] inside the mask, the clean pixels outside."""
+        x = x.clamp(0, 1)
+        return x if self.mask is None else torch.where(self.mask > 0, x, self.x)
+
+    def iterated(self) -> None:
+        """Counts one iteration of every row."""
+        self._count(0)
+
+    def check(self) -> None:
+        """Raises ValueError for images or classes that no attack can take; waits for the device, once a call."""
+        if not self._checked[0]:
+            self._checked[0] = True
+            if bool(self._bad.any()):
+                raise ValueError(_explain(self.x, self.classes))
+
+    def _forward(self, x: Tensor) -> Tensor:
+        kind = x.device.type
+        # a weight cast under no_grad and kept by autocast would reach the user's own step without its gradient
+        uncached = (
+            torch.autocast(kind, dtype=torch.get_autocast_dtype(kind), cache_enabled=False)
+            if torch.is_autocast_enabled(kind)
+            else contextlib.nullcontext()
+        )
+        with uncached:
+            logits = self._model(x.to(self._dtype))
+        self._count(1)
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
+            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"model must return logits of shape ({len(x)}, K), got {found}")
+        if not self._checked[0]:
+            self._bad = self._bad | (self.classes >= logits.shape[1]).any()
+            if bool(self._bad.any()):
+                self._checked[0] = True
+                raise ValueError(_explain(self.x, self.classes, logits.shape[1]))
+            self._checked[0] = True
+        return logits.to(x.dtype)
+
+    def _count(self, what: int) -> None:
+        if self._index is None:
+            self.counts[what] += 1
+        else:
+            self.counts[what, self._index] += 1
+
+
+class Attack(ABC):
+    """An adversarial attack: hyperparameters in, ``attack(model, images, labels)`` gives adversarial images.
+
+    Concrete attacks are frozen keyword-only dataclasses that say how to craft; this class gives all of them the same
+    guarantees. The model is left as it was, also after an exception: the train flag of every module, buffers,
+    parameters, ``.grad``, hooks; batch statistics do not move, since every module is in eval mode meanwhile. The global
+    random state and the input are untouched. The call works inside ``no_grad``, ``inference_mode`` and autocast, with
+    models in bfloat16 or float64 and with models wrapped in DistributedDataParallel (the wrapped module is called, so
+    nothing is reduced). Pixels stay in [0, 1], in the budget, and bit for bit as they were outside the region.
+
+    An image's result does not depend on the rest of its batch: exactly so in float64, in float32 up to rounding, which
+    can flip the sign of a gradient near 0.
+    """
+
+    minimal_norm: ClassVar[bool] = False  # looks for the smallest perturbation: images that succeed already stay as are
+
+    def __call__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        targets: Tensor | None = None,
+        region: Region | None = None,
+        seed: int | Tensor | None = None,
+    ) -> Tensor:
+        """Adversarial versions of ``images``.
+
+        Args:
+            model: Maps images in [0, 1] to logits ``(B, K)``; normalisation is its own first layer.
+            images: ``(B, C, H, W)``, floating point, in [0, 1].
+            labels: ``(B,)`` int64, the classes to leave. Pass the clean predictions for the papers' fooling rate.
+            targets: ``(B,)`` int64, the classes to reach; the attack is targeted where they are given.
+            region: The only pixels that may change; all of them without one.
+            seed: An int, a ``(B,)`` int64 tensor of one seed an image, or None for fresh random numbers.
+
+        Returns:
+            ``(B, C, H, W)`` with the dtype and device of ``images``. Where the attack fails: its last iterate if it has
+            a budget, the clean image if not.
+
+        Raises:
+            ValueError: Images outside [0, 1], not finite or not floating point, labels or targets of another shape or
+                not a class of the model, logits of another shape.
+        """
+        return self._attack(model, images, labels, targets, region, seed)[0]
+
+    def run(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        targets: Tensor | None = None,
+        region: Region | None = None,
+        seed: int | Tensor | None = None,
+    ) -> AttackResult:
+        """As the call, with success, counts and norms for every image; one forward pass more, for the re-check."""
+        adversarial, counts = self._attack(model, images, labels, targets, region, seed)
+        if len(images):
+            goal = labels if targets is None else targets
+            with _untouched(model) as inner, torch.no_grad():
+                dtype = next((p.dtype for p in _parameters(inner) if p.is_floating_point()), adversarial.dtype)
+                hit = inner(adversarial.to(dtype)).argmax(1) == goal.to(adversarial.device)
+            success = hit if targets is not None else ~hit
+        else:
+            success = torch.zeros(0, dtype=torch.bool, device=images.device)
+        delta = (adversarial.double() - images.double()).flatten(2)
+        pixels = delta.abs().amax(1) if delta.shape[1] else delta.sum(1)
+        return AttackResult(
+            images=adversarial,
+            success=success,
+            iterations=counts[0],
+            forwards=counts[1],
+            backwards=counts[2],
+            queries=counts[1].clone(),
+            norms={
+                "l0": (pixels > 0).sum(1).to(images.dtype),
+                "l1": delta.abs().sum((1, 2)).to(images.dtype),
+                "l2": delta.square().sum((1, 2)).sqrt().to(images.dtype),
+                "linf": pixels.amax(1).to(images.dtype) if pixels.shape[1] else pixels.sum(1).to(images.dtype),
+            },
+        )
+
+    def fingerprint(self) -> str:
+        """SHA-256 over class and fields, 64 hexadecimal digits, the same in every process."""
+        return fingerprint(self)
+
+    @classmethod
+    @abstractmethod
+    def example(cls) -> Attack:
+        """A small valid instance, quick enough for a test."""
+
+    @abstractmethod
+    def _craft(self, problem: Problem) -> Tensor:
+        """Adversarial images for ``problem``, ``(B, C, H, W)`` in its working precision."""
+
+    def _region(self, images: Tensor, seeds: Tensor, region: Region | None) -> Tensor | None:
+        """The mask of a call; attacks with a place of their own combine it with the region."""
+        return None if region is None else region(images, seeds)
+
+    def _budget(self) -> tuple[Norm, float] | None:
+        """Norm and radius that the result must keep, or None."""
+        if not hasattr(self, "eps") or not hasattr(self, "norm"):
+            return None
+        return norm(self.norm, type(self).__name__), float(self.eps)
+
+    def _attack(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        targets: Tensor | None,
+        region: Region | None,
+        seed: int | Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        name = type(self).__name__
+        _check_shapes(name, images, labels, targets)
+        with _untouched(model) as inner:
+            # clones: a tensor made in inference mode cannot enter autograd
+            x = images.detach().clone().to(torch.float64 if images.dtype == torch.float64 else torch.float32)
+            goal = (labels if targets is None else targets).detach().to(images.device, copy=True)
+            if not len(images):
+                return images.clone(), torch.zeros(3, 0, dtype=torch.int64, device=images.device)
+            seeds = row_seeds(x, seed)
+            mask = self._region(x, mix_seeds(seeds), region)
+            if mask is not None:
+                mask = mask.expand(len(x), -1, -1, -1)
+            problem = Problem(inner, x, goal, targets is not None, mask, Draws(seeds))
+            budget = self._budget()
+            crafted = x if budget is not None and budget[1] == 0 else self._craft(problem).detach()
+            problem.check()
+            crafted = problem.restrict(crafted)
+            if budget is not None:
+                ball, eps = budget
+                crafted = problem.restrict(ball.enforce(x, crafted, eps))
+            return _round_towards(crafted, x, images.dtype), problem.counts
+
+
+def mix_seeds(seeds: Tensor) -> Tensor:
+    """Seeds for a second, independent use of the same rows' seeds."""
+    return seeds ^ 0x5DEECE66D
+
+
+@contextlib.contextmanager
+def _untouched(model: nn.Module) -> Iterator[nn.Module]:
+    """The module to call, in eval mode and with autograd on; module flags are as before afterwards."""
+    inner = model
+    while isinstance(inner, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        inner = inner.module
+    modules = list(inner.modules()) if isinstance(inner, nn.Module) else []
+    flags = [module.training for module in modules]
+    try:
+        for module in modules:
+            # the attribute, not eval(): a module may override train(), and a frozen one must come back as it was
+            module.training = False
+        with torch.inference_mode(False), torch.enable_grad():
+            yield inner
+    finally:
+        for module, training in zip(modules, flags, strict=True):
+            module.training = training
+
+
+def _parameters(model: Any) -> Iterator[nn.Parameter]:
+    return model.parameters() if isinstance(model, nn.Module) else iter(())
+
+
+def _check_shapes(name: str, images: Tensor, labels: Tensor, targets: Tensor | None) -> None:
+    if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
+        found = (
+            f"{images.dtype} of shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        )
+        raise ValueError(
+            f"{name}: images must be a floating-point tensor (B, C, H, W) in [0, 1], got {found} "
+            "(8-bit images: images.float() / 255)"
+        )
+    for field, classes in (("labels", labels), ("targets", targets)):
+        if classes is None:
+            continue
+        if not isinstance(classes, Tensor) or classes.shape != images.shape[:1] or classes.dtype != torch.int64:
+            found = (
+                f"{classes.dtype} of shape {tuple(classes.shape)}"
+                if isinstance(classes, Tensor)
+                else type(classes).__name__
+            )
+            raise ValueError(f"{name}: {field} must be an int64 tensor of shape ({len(images)},), got {found}")
+
+
+def _bad_input(x: Tensor, classes: Tensor) -> Tensor:
+    # one comparison catches NaN too
+    return (~((x >= 0) & (x <= 1))).any() | (classes < 0).any()
+
+
+def _explain(x: Tensor, classes: Tensor, num_classes: int | None = None) -> str:
+    if not bool(torch.isfinite(x).all()):
+        row = int((~torch.isfinite(x)).flatten(1).any(1).nonzero()[0])
+        return (
+            f"images must be finite, image {row} of the batch holds NaN or infinity (look at the data or the network)"
+        )
+    low, high = float(x.min()), float(x.max())
+    if low < 0 or high > 1:
+        if low < -0.01 and high < 10:
+            hint = "normalisation belongs inside the model: hand over the images before mean and std"
+        else:
+            hint = "8-bit images: divide by 255" if high > 2 else "use images.clamp(0, 1)"
+        return f"images must be in [0, 1], got values from {low:.6g} to {high:.6g} ({hint})"
+    top = f" to {num_classes - 1}" if num_classes is not None else ""
+    return f"labels and targets must be classes 0{top} of the model, got {int(classes.min())} to {int(classes.max())}"
+
+
+def _round_towards(crafted: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``crafted`` in ``dtype``; where rounding would enlarge the perturbation, the next number towards ``x``."""
+    rounded = crafted.to(dtype)
+    if dtype == crafted.dtype:
+        return rounded
+    grown = (rounded.to(x.dtype) - x).abs() > (crafted - x).abs()
+    return torch.where(grown, torch.nextafter(rounded, x.to(dtype)), rounded)

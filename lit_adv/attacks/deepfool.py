@@ -1,0 +1,109 @@
+"""DeepFool: the nearest decision boundary of the linearised network, step by step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lit_adv.attacks.attack import Attack, Problem
+from lit_adv.attacks.norms import NormName, norm, rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepFool(Attack):
+    """DeepFool, Moosavi-Dezfooli et al. 2016, arXiv:1511.04599, algorithm 2.
+
+    An image that is not fooled within ``steps`` comes back clean. Targeted, each step goes to the boundary between the
+    target and its strongest rival. A step costs one forward pass (a second where some image of the batch has just been
+    fooled) and a backward pass for every candidate but the label; memory does not grow with the number of classes.
+
+    Args:
+        norm: Norm in which the boundary is nearest.
+        steps: Most steps an image takes.
+        overshoot: The perturbation is enlarged by this share, to cross the boundary rather than to reach it.
+        candidates: Classes looked at, the label included: those with the largest clean logits. None looks at all.
+    """
+
+    norm: NormName = "l2"
+    steps: int = 50
+    overshoot: float = 0.02
+    candidates: int | None = 10
+
+    minimal_norm = True
+
+    def __post_init__(self) -> None:
+        norm(self.norm, "DeepFool")
+        if self.steps < 1:
+            raise ValueError(f"DeepFool: steps must be at least 1, got {self.steps}")
+        if not 0 <= self.overshoot < math.inf:
+            raise ValueError(f"DeepFool: overshoot must be at least 0, got {self.overshoot:g}")
+        if self.candidates is not None and self.candidates < 2:
+            raise ValueError(f"DeepFool: candidates must be at least 2 (the label is one), got {self.candidates}")
+
+    @classmethod
+    def example(cls) -> DeepFool:
+        return cls(steps=10)
+
+    def _craft(self, problem: Problem) -> Tensor:
+        result = problem.x.clone()
+        active = torch.arange(len(result), device=result.device)
+        part, x, total = problem, problem.x, torch.zeros_like(problem.x)
+        candidates: Tensor | None = None
+        for _ in range(self.steps):
+            leaf, logits = part.graph(x)
+            if candidates is None:
+                candidates = self._rivals(logits, part)
+            done = part.succeeded(logits)
+            if bool(done.any()):
+                result[active[done]] = x[done]
+                kept = (~done).nonzero()[:, 0]
+                if not len(kept):
+                    return result
+                active, part, x, total, candidates = (
+                    active[kept],
+                    part.take(kept),
+                    x[kept],
+                    total[kept],
+                    candidates[kept],
+                )
+                leaf, logits = part.graph(x)
+            # beyond 1 lies no image; without the clamp a vanishing gradient ends in infinity
+            total = (total + self._to_boundary(part, leaf, logits, candidates)).clamp_(-1, 1)
+            x = part.restrict(part.x + (1 + self.overshoot) * total)
+            part.iterated()
+        done = part.succeeded(part.logits(x))
+        result[active] = torch.where(rows(done), x, part.x)
+        return result
+
+    def _rivals(self, logits: Tensor, problem: Problem) -> Tensor:
+        """The classes whose boundaries are looked at, ``(B, candidates - 1)``; one column, unused, where targeted."""
+        if problem.targeted:
+            return problem.classes[:, None]
+        count = logits.shape[1] if self.candidates is None else min(self.candidates, logits.shape[1])
+        others = logits.detach().scatter(1, problem.classes[:, None], -math.inf)
+        return others.topk(count - 1, dim=1).indices
+
+    def _to_boundary(self, problem: Problem, leaf: Tensor, logits: Tensor, candidates: Tensor) -> Tensor:
+        """The shortest step to one of the linearised boundaries."""
+        ball = norm(self.norm)
+        own = logits.gather(1, problem.classes[:, None])[:, 0]
+        if problem.targeted:
+            rival = logits.scatter(1, problem.classes[:, None], -math.inf).amax(1)
+            gaps = (own - rival)[:, None]
+        else:
+            gaps = logits.gather(1, candidates) - own[:, None]
+        nearest = torch.full_like(own, math.inf).detach()
+        direction = torch.zeros_like(leaf)
+        last = gaps.shape[1] - 1
+        for column in range(last + 1):
+            gap = gaps[:, column]
+            gradient = problem.backward(gap.sum(), leaf, keep_graph=column < last)
+            slope = ball.dual(gradient)
+            distance = torch.where(slope > 0, gap.detach().abs() / slope, math.inf)
+            closer = distance < nearest
+            nearest = torch.where(closer, distance, nearest)
+            direction = torch.where(rows(closer), gradient, direction)
+        return rows(nearest.nan_to_num(posinf=0.0)) * ball.steepest(direction)

@@ -1,0 +1,47 @@
+"""A description of an attack or a region that is the same in every process, and its hash."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def fingerprint(described: object) -> str:
+    """SHA-256 over class, fields and tensor bytes of a dataclass, as 64 hexadecimal digits.
+
+    Raises:
+        TypeError: A field holds something that has no stable description.
+    """
+    digest = hashlib.sha256()
+    _feed(digest, described)
+    return digest.hexdigest()
+
+
+def _feed(digest: Any, value: object) -> None:
+    if isinstance(value, Tensor):
+        stored = value.detach().cpu().contiguous()
+        digest.update(f"tensor {stored.dtype} {tuple(stored.shape)} ".encode())
+        digest.update(stored.flatten().view(torch.uint8).numpy().tobytes() if stored.numel() else b"")
+    elif isinstance(value, bool) or value is None or isinstance(value, str):
+        digest.update(f"{type(value).__name__} {value!r};".encode())
+    elif isinstance(value, int | float):
+        # 1 and 1.0 are the same setting, and a Radius the same as the float it holds
+        digest.update(f"number {float(value).hex()};".encode())
+    elif isinstance(value, list | tuple):
+        digest.update(f"sequence {len(value)};".encode())
+        for item in value:
+            _feed(digest, item)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        digest.update(f"{type(value).__module__}.{type(value).__qualname__}(".encode())
+        for field in dataclasses.fields(value):
+            digest.update(f"{field.name}=".encode())
+            _feed(digest, getattr(value, field.name))
+        digest.update(b")")
+    else:
+        raise TypeError(
+            f"{type(value).__name__} has no stable fingerprint (use numbers, strings, tensors, dataclasses)"
+        )

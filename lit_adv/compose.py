@@ -1,0 +1,197 @@
+"""Puts one configuration together from several YAML files, before the parser sees it.
+
+Two things that the parser cannot do, so that a config file works alone and copies nothing:
+
+* `base: redrl.yaml` at the top of a file (or a list of files): the file says only what differs from its bases. Mappings are
+  merged key by key, everything else is replaced; `name+: [...]` appends to the list `name` of the base; another
+  `class_path` drops the arguments of the base's class.
+* a value that names a YAML file stands for that file's content (`attacks: ../attacks/redrl_32.yaml`), and replaces what
+  the base had there. `${...}` in it refers to the whole config, as anywhere else.
+
+Paths are relative to the file that holds them. A config that is not in the working directory is looked for among the
+configs that are installed with the package.
+"""
+
+import importlib.resources
+import re
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CONFIG_OPTIONS = ("-c", "--config")
+
+
+class ConfigError(Exception):
+    """What the user wrote cannot be used; the message says what and where, and what would be valid."""
+
+
+def compose(path: str | Path) -> dict[str, Any]:
+    """The content of a config file with its bases merged and the files it names put in place.
+
+    Args:
+        path: The file, or its name among the packaged configs.
+
+    Raises:
+        ConfigError: A file is missing or not a mapping, has a YAML mistake or a repeated key, or is its own base.
+    """
+    content = _load(find_config(path), ())
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: a config must be a mapping such as 'trainer: ...', got {type(content).__name__}")
+    return dict(content)
+
+
+def expand_arguments(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
+    """The command line with each `--config FILE` replaced by the composed text, and the files in their order.
+
+    Text is handed on in place of a file, as composing changes the content but not where options stand: what comes later
+    wins. A `--config` value that is not a file name (YAML text) is left alone.
+    """
+    expanded, files, rest = [], [], list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        option, equals, value = argument.partition("=")
+        if option not in CONFIG_OPTIONS or (not equals and not rest):
+            expanded.append(argument)
+            continue
+        value = value if equals else rest.pop(0)
+        if not value.lstrip().startswith("{") and "\n" not in value:
+            files.append(find_config(value))
+            value = dump(compose(value))
+        expanded += ["--config", value]
+    return expanded, files
+
+
+def find_config(path: str | Path) -> Path:
+    """The file itself, or the packaged config of that name (`configs/cifar10/redrl.yaml` or `cifar10/redrl.yaml`).
+
+    Raises:
+        ConfigError: There is neither.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    packaged = Path(str(importlib.resources.files("lit_adv.configs")))
+    parts = path.parts[1:] if path.parts[:1] in (("configs",), ("lit_adv.configs",)) else path.parts
+    if not path.is_absolute() and packaged.joinpath(*parts).is_file():
+        return packaged.joinpath(*parts)
+    known = [str(p.relative_to(packaged)) for p in sorted(packaged.rglob("*.yaml"))]
+    raise ConfigError(f"{path}: no such config file, here or among the packaged configs ({_nearest(path, known)})")
+
+
+def merge(base: Any, over: Any) -> Any:
+    """`over` laid on `base`: mappings key by key, everything else replaced (see the module's text)."""
+    if not isinstance(base, dict) or not isinstance(over, dict) or isinstance(over, _Whole) or _other_class(base, over):
+        return over
+    merged = dict(base)
+    for key, value in over.items():
+        name = key[:-1] if isinstance(key, str) and key.endswith("+") else None
+        if name is not None and isinstance(merged.get(name), list):
+            merged[name] = merged[name] + (value if isinstance(value, list) else [value])
+        elif name is not None and isinstance(merged.get(key), list):
+            merged[key] = merged[key] + (value if isinstance(value, list) else [value])
+        else:
+            merged.pop(f"{key}+", None)
+            merged[key] = merge(merged[key], value) if key in merged else value
+    return merged
+
+
+def dump(content: dict[str, Any]) -> str:
+    """YAML text of a composed config."""
+    return yaml.safe_dump(_plain(content), sort_keys=False, default_flow_style=True, width=1_000_000)
+
+
+def load_text(text: str, source: str) -> Any:
+    """The content of YAML text; `source` names it in errors.
+
+    Raises:
+        ConfigError: The text is not YAML, or repeats a key.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{source}{where}: {error.problem or error.context} (not valid YAML)") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: {error} (not valid YAML)") from error
+
+
+def _load(path: Path, parents: tuple[Path, ...]) -> Any:
+    if path.resolve() in parents:
+        chain = " -> ".join(str(p) for p in (*parents[parents.index(path.resolve()) :], path.resolve()))
+        raise ConfigError(f"{path}: the file leads back to itself ({chain})")
+    parents = (*parents, path.resolve())
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from error
+    content = load_text(text, str(path))
+    bases = content.pop("base", []) if isinstance(content, dict) else []
+    content = _put_files_in_place(content, path, parents)
+    merged: Any = {}
+    for base in bases if isinstance(bases, list) else [bases]:
+        if not isinstance(base, str) or not (path.parent / base).is_file():
+            siblings = [p.name for p in sorted(path.parent.glob("*.yaml")) if p != path]
+            raise ConfigError(f"{path}: base: {base!r} is not a file beside it ({_nearest(str(base), siblings)})")
+        merged = merge(merged, _load(path.parent / base, parents))
+    return merge(merged, content) if bases else content
+
+
+def _put_files_in_place(content: Any, path: Path, parents: tuple[Path, ...]) -> Any:
+    if isinstance(content, dict):
+        return {key: _put_files_in_place(value, path, parents) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_put_files_in_place(value, path, parents) for value in content]
+    if isinstance(content, str) and content.endswith((".yaml", ".yml")) and (path.parent / content).is_file():
+        value = _load(path.parent / content, parents)
+        return _Whole(value) if isinstance(value, dict) else value
+    return content
+
+
+def _other_class(base: dict[str, Any], over: dict[str, Any]) -> bool:
+    names = [str(part["class_path"]).rpartition(".")[2] for part in (base, over) if "class_path" in part]
+    return len(names) == 2 and names[0] != names[1]
+
+
+def _nearest(name: str | Path, known: list[str]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"there are {', '.join(known)}" if 0 < len(known) <= 12 else "check the path"
+
+
+def _plain(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _plain(value) for key, value in content.items()}
+    return [_plain(value) for value in content] if isinstance(content, list) else content
+
+
+class _Whole(dict[str, Any]):
+    """The content of a file that stood as a value: replaces the base's value as a whole."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats (`1e-3` is a number) and no repeated keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """A mapping whose keys are all different."""
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$"),
+    list("-+0123456789."),
+)

@@ -1,0 +1,26 @@
+"""Clean data modules, and the adversarial one that goes on top of any of them."""
+
+from lit_adv.data.adversarial import AdversarialBatch, AdversarialDataModule
+from lit_adv.data.arrays import Arrays
+from lit_adv.data.cifar import CIFAR10, CIFAR100
+from lit_adv.data.digits import Digits
+from lit_adv.data.folder import ImageFolder
+from lit_adv.data.image_datamodule import ImageDataModule
+from lit_adv.data.imagenet import ImageNet
+from lit_adv.data.mnist import MNIST, FashionMNIST
+from lit_adv.data.tiny_imagenet import TinyImageNet
+
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "MNIST",
+    "AdversarialBatch",
+    "AdversarialDataModule",
+    "Arrays",
+    "Digits",
+    "FashionMNIST",
+    "ImageDataModule",
+    "ImageFolder",
+    "ImageNet",
+    "TinyImageNet",
+]

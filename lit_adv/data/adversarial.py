@@ -1,0 +1,772 @@
+"""Adversarial images on the fly: any clean data module, any victims, any attacks."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from lit_adv.attacks import Attack, Region
+from lit_adv.attacks.randomness import Draws, mix, mix_int
+from lit_adv.data.batches import Keys, OrderedBatches, ResumableLoader, ShuffledBatches, batches_trained
+from lit_adv.data.cache import AdversarialCache
+from lit_adv.models import fingerprint, freeze_, load_classifier
+
+Split = Literal["train", "val", "test"]
+_BEFORE, _AFTER, _SAME = (
+    1,
+    2,
+    4,
+)  # flags of a crafted row: succeeded before and after rounding, equal to the clean image
+_FACTORS = [round(1 + 0.1 * step, 1) for step in range(21)]
+
+
+class AdversarialBatch(NamedTuple):
+    """What the adversarial data module hands to tasks and callbacks.
+
+    Attributes:
+        clean: ``(B, C, H, W)`` float32 in [0, 1].
+        adversarial: ``(B, C, H, W)`` float32 in [0, 1]; equals ``clean`` where ``attack`` is 0.
+        label: ``(B,)`` int64, the true class.
+        attack: ``(B,)`` int64, index into the data module's `attack_classes`; 0 is clean.
+        setting: ``(B,)`` int64, index into the settings of that class; 0 for clean.
+        victim: ``(B,)`` int64, index into the data module's `victim_names`; -1 for clean.
+        index: ``(B,)`` int64, position in the clean data set.
+    """
+
+    clean: Tensor
+    adversarial: Tensor
+    label: Tensor
+    attack: Tensor
+    setting: Tensor
+    victim: Tensor
+    index: Tensor  # type: ignore[assignment]
+
+
+class AdversarialDataModule(pl.LightningDataModule):
+    """Crafts adversarial images of a clean data module's images, on the device, and keeps them in a cache.
+
+    A *variant* of an image is (setting, victim). In training each image is shown once an epoch in a version whose
+    class is drawn uniformly (clean is a class), with setting and victim drawn once a class and batch; in evaluation
+    every image is shown clean and in every variant. A crafted image depends on (seed, image, attack, victim) alone,
+    never on epoch, batch or rank. Every image, the clean ones too, goes through the same rounding to 8 bits: otherwise
+    the rounding error alone would tell clean images from crafted ones. Under several processes each sample is
+    evaluated once.
+
+    Args:
+        source: A data module whose training, validation and test sets give (image, label) pairs: float images
+            ``(C, H, W)`` in [0, 1] and the same image each time (augmentation belongs here, after crafting).
+        victims: The networks attacked, by name: modules, or paths of checkpoints made by `VictimClassifier`. They are
+            frozen, and moved to the batch's device on first use.
+        attacks: Attacks by ``class`` or ``class/setting``: ``pgd/4`` and ``pgd/8`` are two settings of the class
+            ``pgd``.
+        regions: For some of these keys, the only region that the attack may change.
+        batch_size: Images a training batch and process.
+        eval_batch_size: Images an evaluation batch and process; None takes ``batch_size``.
+        craft_batch_size: Most images that are attacked at once.
+        num_workers: DataLoader workers; they read the cache.
+        variants: How many versions of each image exist in training, the clean one included, spread evenly over the
+            classes and fixed by the seed; None: all of them.
+        seed: Of the order, the draws and the attacks.
+        quantise: ``round`` or ``floor`` of 255 times the image, or ``none``.
+        survive_rounding: Enlarge a perturbation without a budget that rounding has undone by the smallest of the
+            factors 1, 1.1, ..., 3 after which the rounded image fools.
+        labels: Which class an attack leaves: the victim's ``prediction`` on the clean image, as the papers have it, or
+            the ``true`` one.
+        cache_dir: Folder for crafted images; None keeps nothing.
+        prefill: Craft all that a run will show before it starts.
+        augment: Random shifts (an eighth of the side) and flips in training, the same for clean and adversarial image.
+
+    Raises:
+        ValueError: A field out of its range, a name that is there twice, victims that do not fit the data.
+    """
+
+    def __init__(
+        self,
+        source: pl.LightningDataModule,
+        victims: dict[str, nn.Module | str],
+        attacks: dict[str, Attack],
+        regions: dict[str, Region] | None = None,
+        batch_size: int = 128,
+        eval_batch_size: int | None = None,
+        craft_batch_size: int = 256,
+        num_workers: int = 0,
+        variants: int | None = None,
+        seed: int = 0,
+        quantise: Literal["round", "floor", "none"] = "round",
+        survive_rounding: bool = False,
+        labels: Literal["prediction", "true"] = "prediction",
+        cache_dir: str | None = None,
+        prefill: bool = False,
+        augment: bool = False,
+    ) -> None:
+        super().__init__()
+        self.source = source
+        self.attacks = dict(attacks)
+        self.regions = dict(regions or {})
+        self.batch_size = batch_size
+        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self.craft_batch_size = craft_batch_size
+        self.num_workers = num_workers
+        self.variants = variants
+        self.seed = seed
+        self.quantise = quantise
+        self.survive_rounding = survive_rounding
+        self.labels = labels
+        self.cache_dir = cache_dir
+        self.prefill_first = prefill
+        self.augment = augment
+        self._given = dict(victims)
+        self._check()
+
+        self.attack_classes = ["clean", *dict.fromkeys(key.partition("/")[0] for key in self.attacks)]
+        self.settings: dict[str, list[str]] = {
+            name: [key for key in self.attacks if key.partition("/")[0] == name] for name in self.attack_classes[1:]
+        }
+        self.victim_names = list(victims)
+        # variant v is setting v // V of all settings in class order, on victim v % V
+        self._keys = [key for name in self.attack_classes[1:] for key in self.settings[name]]
+        if variants is not None and variants < len(self.attack_classes):
+            raise ValueError(
+                f"AdversarialDataModule: variants must be at least {len(self.attack_classes)}, one for each class "
+                f"(clean included), got {variants}"
+            )
+        self._victims: dict[str, nn.Module] = {}
+        self._sets: dict[str, Dataset[Any]] = {}
+        self._caches: dict[tuple[str, int], AdversarialCache] = {}
+        self._counts: dict[str, Tensor] = {}
+        self._ready: set[str] = set()
+        self._tables: dict[int, np.ndarray | None] = {}
+        self._words: dict[int, tuple[str, ...]] = {}
+        self._victim_words: dict[str, str] = {}
+        self._shape: tuple[int, ...] | None = None
+        self._evaluated: Split = "test"
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the clean data."""
+        return int(self.source.num_classes)  # type: ignore[attr-defined]
+
+    @property
+    def image_size(self) -> int:
+        """Height of the images in pixels."""
+        return int(self.source.image_size) if hasattr(self.source, "image_size") else self._image_shape()[1]
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the images."""
+        return int(self.source.in_channels) if hasattr(self.source, "in_channels") else self._image_shape()[0]
+
+    def victim(self, name: str, device: torch.device | str | None = None) -> nn.Module:
+        """A victim, frozen and in eval mode; the only copy in the process.
+
+        Raises:
+            KeyError: No such victim.
+        """
+        if name not in self._given:
+            raise KeyError(f"AdversarialDataModule: no victim {name!r} (there are {', '.join(self.victim_names)})")
+        if name not in self._victims:
+            given = self._given[name]
+            self._victims[name] = freeze_(load_classifier(given) if isinstance(given, str | Path) else given)
+        module = self._victims[name]
+        if device is not None and next((p.device for p in module.parameters()), None) != torch.device(device):
+            module.to(device)
+        return module
+
+    def prepare_data(self) -> None:
+        self.source.prepare_data()
+
+    def setup(self, stage: str | None = None) -> None:
+        splits: dict[str | None, tuple[Split, ...]] = {
+            None: ("train", "val", "test"),
+            "fit": ("train", "val"),
+            "validate": ("val",),
+        }
+        wanted = splits.get(stage, ("test",))
+        new = [split for split in wanted if split not in self._sets]
+        if new:
+            self.source.setup("test" if stage == "predict" else stage)  # type: ignore[arg-type]
+            for split in new:
+                dataset = _dataset(self.source, split)
+                self._check_source(split, dataset)
+                self._sets[split] = dataset
+        self._check_victims()
+        if self.prefill_first and self.trainer is not None:
+            self.prefill(wanted)
+
+    def train_dataloader(self) -> ResumableLoader:
+        ranks, rank = _ranks()
+        items = _Items(self, "train")
+        batches = _TrainingBatches(items, self, ranks, rank)
+        progress = None if self.trainer is None else functools.partial(batches_trained, self.trainer)
+        return ResumableLoader(items, batches, self.num_workers, progress, torch.cuda.is_available())
+
+    def val_dataloader(self) -> ResumableLoader:
+        return self._evaluation("val")
+
+    def test_dataloader(self) -> ResumableLoader:
+        return self._evaluation("test")
+
+    def predict_dataloader(self) -> ResumableLoader:
+        return self._evaluation("test")
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Crafts what the cache did not have; batches that are not ours pass."""
+        if not isinstance(batch, _Raw):
+            return batch
+        epoch = self.trainer.current_epoch if self.trainer is not None else 0
+        return self._finish(batch, epoch)
+
+    def batches(self, split: Split = "test", device: torch.device | str = "cpu") -> Iterator[AdversarialBatch]:
+        """The batches of one epoch without a Trainer, crafted on ``device``."""
+        self.prepare_data()
+        self.setup({"train": "fit", "val": "validate", "test": "test"}[split])
+        loader = self.train_dataloader() if split == "train" else self._evaluation(split)
+        for raw in loader:
+            moved = {name: value.to(device) for name, value in raw._asdict().items() if isinstance(value, Tensor)}
+            groups = [(variant, rows.to(device)) for variant, rows in raw.groups]
+            yield self._finish(raw._replace(**moved, groups=groups), 0)
+
+    def prefill(self, splits: tuple[Split, ...] = ("train", "val", "test"), device: Any = None) -> None:
+        """Crafts into the cache every image that an epoch over these splits can show; goes on where it was stopped.
+
+        Under several processes each crafts its share. Shows a progress bar, and a line for each variant with the time
+        it took and the share of successes before and after rounding.
+
+        Raises:
+            ValueError: There is no ``cache_dir``.
+        """
+        if self.cache_dir is None:
+            raise ValueError("AdversarialDataModule: prefill needs a cache_dir to keep the images in, got None")
+        trainer = self.trainer
+        if device is None:
+            device = trainer.strategy.root_device if trainer is not None else torch.device("cpu")
+        ranks, rank = _ranks()
+        todo = [
+            (split, variant, rows[rank::ranks])
+            for split in splits
+            if split not in self._ready
+            for variant in range(len(self._keys) * len(self.victim_names))
+            if len(rows := self._needed(split, variant))
+        ]
+        total = sum(len(rows) for _, _, rows in todo)
+        bar = Progress(
+            TextColumn("[bold]crafting[/] {task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            transient=True,
+            disable=rank != 0,
+        )
+        if todo and rank == 0:
+            print(
+                f"Adversarial images: {total * ranks:,} in {len(todo)} variants, "
+                f"cache {Path(self.cache_dir).resolve()}",
+                flush=True,
+            )
+        with bar:
+            task = bar.add_task("", total=total)
+            for number, (split, variant, rows) in enumerate(todo, 1):
+                began, crafted = time.monotonic(), 0
+                name = f"{self._variant_name(variant)} ({split})"
+                bar.update(task, description=name)
+                counts = np.zeros(4, np.int64)
+                for start in range(0, len(rows), self.craft_batch_size):
+                    part = rows[start : start + self.craft_batch_size]
+                    raw = _Items(self, split)[[(int(row), variant) for row in part]]
+                    flags = raw.flags.clone()
+                    for _, missing in raw.groups:
+                        moved = raw.clean.to(device)[missing.to(device)]
+                        label, index = raw.label[missing], raw.index[missing]
+                        flags[missing] = self._craft(split, variant, moved, label.to(device), index)[1].cpu()
+                        crafted += len(missing)
+                    counts += _tally(flags).numpy()
+                    bar.advance(task, len(part))
+                if rank == 0:
+                    seconds = time.monotonic() - began
+                    print(
+                        f"  [{number}/{len(todo)}] {name}: {crafted} crafted, {len(rows) - crafted} cached, "
+                        f"{seconds:.1f} s, fooled {_percent(counts[1], counts[0])} "
+                        f"({_percent(counts[2], counts[0])} after rounding)",
+                        flush=True,
+                    )
+        self._ready.update(splits)
+        if trainer is not None:
+            trainer.strategy.barrier("prefill")
+
+    def report(self, split: Split | None = None) -> list[dict[str, Any]]:
+        """How well the attacks did on what the last pass over a split has shown; collective, call it on every rank.
+
+        Args:
+            split: None takes the split evaluated last.
+
+        Returns:
+            One row a (setting, victim): ``attack``, ``setting``, ``victim``, and counts: ``images``,
+            ``success_before`` and ``success_after`` rounding, and ``unchanged`` (equal to the clean image). Success is
+            to leave the class that the attack was told to leave.
+        """
+        counts = self._counts.get(split or self._evaluated)
+        if counts is None:
+            return []
+        counts = counts.clone()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
+            moved = counts.to(device)
+            torch.distributed.all_reduce(moved)
+            counts = moved.cpu()
+        names = ("images", "success_before", "success_after", "unchanged")
+        return [
+            {
+                "attack": self._class_of(variant)[0],
+                "setting": self._keys[variant // len(self.victim_names)],
+                "victim": self.victim_names[variant % len(self.victim_names)],
+                **dict(zip(names, map(int, counts[variant]), strict=True)),
+            }
+            for variant in range(len(counts))
+            if counts[variant, 0]
+        ]
+
+    def _evaluation(self, split: Split) -> ResumableLoader:
+        ranks, rank = _ranks()
+        items = _Items(self, split)
+        return ResumableLoader(
+            items, _EvaluationBatches(items, self, ranks, rank), self.num_workers, None, torch.cuda.is_available()
+        )
+
+    def _begin(self, split: Split) -> None:
+        self._counts[split] = torch.zeros(len(self._keys) * len(self.victim_names), 4, dtype=torch.int64)
+        self._evaluated = split
+
+    def _finish(self, raw: _Raw, epoch: int) -> AdversarialBatch:
+        """The batch with its missing images crafted, in float, augmented where asked."""
+        adversarial, flags = raw.adversarial, raw.flags
+        for variant, rows in raw.groups:
+            crafted, found = self._craft(raw.split, variant, raw.clean[rows], raw.label[rows], raw.index[rows].cpu())
+            adversarial = adversarial.index_copy(0, rows, crafted)
+            flags = flags.index_copy(0, rows, found)
+        self._count(raw, flags)
+        clean, adversarial = _to_float(raw.clean), _to_float(adversarial)
+        if self.augment and raw.split == "train":
+            seeds = mix(raw.index + mix_int(self.seed, epoch, 3))
+            clean, adversarial = _shift_and_flip(clean, seeds), _shift_and_flip(adversarial, seeds)
+        return AdversarialBatch(clean, adversarial, raw.label, raw.attack, raw.setting, raw.victim, raw.index)
+
+    def _count(self, raw: _Raw, flags: Tensor) -> None:
+        if raw.split not in self._counts:
+            self._begin(raw.split)
+        shown = flags.cpu()
+        for variant in raw.variants:
+            self._counts[raw.split][variant] += _tally(shown[raw.variant_rows == variant])
+
+    def _craft(self, split: Split, variant: int, stored: Tensor, label: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Adversarial images of one variant, as stored, and their flags; into the cache as well."""
+        key, name = self._keys[variant // len(self.victim_names)], self.victim_names[variant % len(self.victim_names)]
+        attack, region = self.attacks[key], self.regions.get(key)
+        victim = self.victim(name, stored.device)
+        seed = mix_int(self.seed, *(int(part, 16) for part in self._seed_words(variant)))
+        images, flags = [], []
+        for part, truth, rows in zip(
+            stored.split(self.craft_batch_size),
+            label.split(self.craft_batch_size),
+            index.split(self.craft_batch_size),
+            strict=True,
+        ):
+            with torch.inference_mode(False):
+                clean = _to_float(part.clone())
+                if self.labels == "true":
+                    leave = truth.clone()
+                else:
+                    with torch.no_grad():
+                        leave = victim(clean).argmax(1)
+                crafted = attack(victim, clean, leave, region=region, seed=seed)
+                with torch.no_grad():
+                    kept, flag = self._rounded(victim, attack, clean, part, crafted, leave)
+            cache = self._cache(split, variant)
+            if cache is not None:
+                cache.write(
+                    rows.tolist(), part.cpu().numpy(), truth.cpu().numpy(), kept.cpu().numpy(), flag.cpu().numpy()
+                )
+            images.append(kept)
+            flags.append(flag)
+        return torch.cat(images), torch.cat(flags)
+
+    def _rounded(
+        self, victim: nn.Module, attack: Attack, clean: Tensor, stored: Tensor, crafted: Tensor, leave: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        before = victim(crafted).argmax(1) != leave
+        kept = _to_stored(self.quantise, crafted)
+        after = before if self.quantise == "none" else victim(_to_float(kept)).argmax(1) != leave
+        if self.survive_rounding and self.quantise != "none" and not hasattr(attack, "eps"):
+            for factor in _FACTORS[1:]:
+                lost = (before & ~after).nonzero()[:, 0]
+                if not len(lost):
+                    break
+                larger = _to_stored(self.quantise, (clean[lost] + factor * (crafted[lost] - clean[lost])).clamp(0, 1))
+                fools = victim(_to_float(larger)).argmax(1) != leave[lost]
+                kept[lost[fools]] = larger[fools]
+                after = after.index_copy(0, lost, fools)
+        same = (kept == stored).flatten(1).all(1)
+        flags = before.to(torch.uint8) * _BEFORE + after.to(torch.uint8) * _AFTER + same.to(torch.uint8) * _SAME
+        return kept, flags
+
+    def _cache(self, split: str, variant: int) -> AdversarialCache | None:
+        if self.cache_dir is None:
+            return None
+        if (split, variant) not in self._caches:
+            self._caches[split, variant] = AdversarialCache(
+                self.cache_dir,
+                "\n".join(
+                    [
+                        *self._seed_words(variant),
+                        f"seed {self.seed}",
+                        f"split {split}",
+                        f"quantise {self.quantise}",
+                        f"survive_rounding {self.survive_rounding}",
+                        f"labels {self.labels}",
+                        "precision float32",
+                    ]
+                ),
+                self._image_shape(),
+                "float32" if self.quantise == "none" else "uint8",
+            )
+        return self._caches[split, variant]
+
+    def _seed_words(self, variant: int) -> tuple[str, ...]:
+        """What the crafted image depends on, besides seed and image, as hexadecimal digests."""
+        if variant in self._words:
+            return self._words[variant]
+        key, name = self._keys[variant // len(self.victim_names)], self.victim_names[variant % len(self.victim_names)]
+        region = self.regions.get(key)
+        if name not in self._victim_words:
+            self._victim_words[name] = fingerprint(self.victim(name))
+        self._words[variant] = (
+            self.attacks[key].fingerprint(),
+            "0" if region is None else region.fingerprint(),
+            self._victim_words[name],
+        )
+        return self._words[variant]
+
+    def _class_of(self, variant: int) -> tuple[str, int, int]:
+        """Class, index of the setting within it, and index of the victim."""
+        key = self._keys[variant // len(self.victim_names)]
+        name = key.partition("/")[0]
+        return name, self.settings[name].index(key), variant % len(self.victim_names)
+
+    def _variant_name(self, variant: int) -> str:
+        return (
+            f"{self._keys[variant // len(self.victim_names)]} on {self.victim_names[variant % len(self.victim_names)]}"
+        )
+
+    def _variants_of(self, attack: int) -> np.ndarray:
+        """The variants of an attack class (1 is the first)."""
+        name, victims = self.attack_classes[attack], len(self.victim_names)
+        settings = [self._keys.index(key) for key in self.settings[name]]
+        return np.array([setting * victims + victim for setting in settings for victim in range(victims)])
+
+    def _table(self, attack: int) -> np.ndarray | None:
+        """Which variants of the class each training image has, ``(N, n)``; None where it has them all."""
+        if self.variants is None:
+            return None
+        if attack in self._tables:
+            return self._tables[attack]
+        choices = self._variants_of(attack)
+        classes = len(self.attack_classes) - 1
+        each, rest = divmod(self.variants - 1, classes)
+        count = min(each + (attack <= rest), len(choices))
+        draws = np.random.default_rng([self.seed, attack, 1]).random((len(self._sets["train"]), len(choices)))  # type: ignore[arg-type]
+        table = self._tables[attack] = choices[draws.argsort(axis=1)[:, :count]]
+        return table
+
+    def _needed(self, split: Split, variant: int) -> np.ndarray:
+        """The images of a split that can be shown in a variant."""
+        count = len(self._sets[split])  # type: ignore[arg-type]
+        table = None
+        if split == "train":
+            table = self._table(self.attack_classes.index(self._class_of(variant)[0]))
+        return np.arange(count) if table is None else (table == variant).any(1).nonzero()[0]
+
+    def _image_shape(self) -> tuple[int, ...]:
+        if self._shape is None:
+            raise RuntimeError("AdversarialDataModule: the images' shape is known after setup(); call setup() first")
+        return self._shape
+
+    def _check(self) -> None:
+        def fail(message: str) -> None:
+            raise ValueError(f"AdversarialDataModule: {message}")
+
+        if not self._given:
+            fail("victims must name at least one network, got none")
+        if not self.attacks:
+            fail("attacks must name at least one attack, got none")
+        for field in ("batch_size", "eval_batch_size", "craft_batch_size"):
+            if getattr(self, field) < 1:
+                fail(f"{field} must be at least 1, got {getattr(self, field)}")
+        if self.quantise not in ("round", "floor", "none"):
+            fail(f"quantise must be round, floor or none, got {self.quantise!r}")
+        if self.labels not in ("prediction", "true"):
+            fail(f"labels must be prediction or true, got {self.labels!r}")
+        if self.prefill_first and self.cache_dir is None:
+            fail("prefill needs a cache_dir to keep the images in, got cache_dir=None")
+        for key, attack in self.attacks.items():
+            name, slash, setting = key.partition("/")
+            if not name or (slash and not setting) or name == "clean":
+                fail(f"attacks: a key must be class or class/setting and not clean, got {key!r}")
+            if not isinstance(attack, Attack):
+                fail(f"attacks: {key} must be an Attack, got {type(attack).__name__}")
+        for key in self.regions:
+            if key not in self.attacks:
+                fail(f"regions: {key!r} is not one of the attacks ({', '.join(self.attacks)})")
+        for name, victim in self._given.items():
+            if isinstance(victim, str | Path) and not Path(victim).is_file():
+                raise FileNotFoundError(
+                    f"AdversarialDataModule: victims: there is no checkpoint {str(victim)!r} for {name} (train it with "
+                    "`lightning fit` and the config of that victim, or give the path of another checkpoint)"
+                )
+
+    def _check_source(self, split: Split, dataset: Dataset[Any]) -> None:
+        name = type(self.source).__name__
+        if not len(dataset):  # type: ignore[arg-type]
+            raise ValueError(f"{name}: the {split} set is empty")
+        first, again = dataset[0], dataset[0]
+        image = first[0]
+        if not isinstance(image, Tensor) or image.ndim != 3 or not image.is_floating_point():
+            found = (
+                f"{image.dtype} of shape {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+            )
+            raise ValueError(
+                f"{name}: the {split} set must give float images (C, H, W) in [0, 1], got {found} "
+                "(use ToTensor, and leave normalisation to the classifier)"
+            )
+        if not torch.equal(image, again[0]):
+            raise ValueError(
+                f"{name}: the {split} set gives another image each time, so crafted images could not be kept "
+                "(switch its augmentation off and set augment of AdversarialDataModule)"
+            )
+        if self._shape is not None and self._shape != tuple(image.shape):
+            raise ValueError(f"{name}: images must have one shape, got {self._shape} and {tuple(image.shape)}")
+        self._shape = tuple(image.shape)
+
+    def _check_victims(self) -> None:
+        shape = self._image_shape()
+        for name in self.victim_names:
+            victim = self.victim(name)
+            device = next((p.device for p in victim.parameters()), torch.device("cpu"))
+            try:
+                with torch.no_grad():
+                    logits = victim(torch.zeros(1, *shape, device=device))
+            except RuntimeError as error:
+                raise ValueError(
+                    f"AdversarialDataModule: victim {name} does not take images of shape {shape} ({error}); "
+                    "its image_size and in_channels must be the data's"
+                ) from error
+            if logits.ndim != 2 or logits.shape[1] != self.num_classes:
+                raise ValueError(
+                    f"AdversarialDataModule: victim {name} has {logits.shape[-1]} classes, the data have "
+                    f"{self.num_classes} (train the victim on {type(self.source).__name__})"
+                )
+
+
+class _Raw(NamedTuple):
+    """A batch on its way to the device: 8-bit where images are rounded, with the rows that still have to be crafted."""
+
+    clean: Tensor
+    adversarial: Tensor
+    label: Tensor
+    attack: Tensor
+    setting: Tensor
+    victim: Tensor
+    index: Tensor  # type: ignore[assignment]
+    flags: Tensor
+    split: Any
+    variants: Any  # list of the variants in the batch
+    variant_rows: Any  # numpy (B,), the variant of each row, -1 for clean
+    groups: Any  # list of (variant, rows not in the cache)
+
+
+class _Items(Dataset[_Raw]):
+    """Collated batches for lists of (index, variant); reads the cache, in the worker where there is one."""
+
+    def __init__(self, module: AdversarialDataModule, split: Split) -> None:
+        self.clean = module._sets[split]
+        self.split = split
+        self.module = module
+        variants = range(len(module._keys) * len(module.victim_names))
+        # made here, in the main process, so that workers need no victim
+        self.caches = [module._cache(split, variant) for variant in variants]
+        self.classes = [
+            (module.attack_classes.index(name), setting, victim)
+            for name, setting, victim in map(module._class_of, variants)
+        ]
+        self.quantise = module.quantise
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "module": None}
+
+    def __len__(self) -> int:
+        return len(self.clean)  # type: ignore[arg-type]
+
+    def __getitem__(self, keys: Keys) -> _Raw:
+        index = np.array([key[0] for key in keys])
+        variant = np.array([key[1] for key in keys])
+        stacked, label = _read(self.clean, index.tolist())
+        # one pass that catches NaN as well
+        if not bool(((stacked >= 0) & (stacked <= 1)).all()):
+            bad = int(index[int((~((stacked >= 0) & (stacked <= 1))).flatten(1).any(1).nonzero()[0])])
+            raise ValueError(f"image {bad} of the {self.split} set holds values outside [0, 1] or NaN")
+        clean = _to_stored(self.quantise, stacked)
+        adversarial = clean.clone()
+        flags = torch.zeros(len(keys), dtype=torch.uint8)
+        attack, setting, victim = torch.zeros(3, len(keys), dtype=torch.int64)
+        victim = victim.fill_(-1)
+        groups = []
+        shown = [int(one) for one in np.unique(variant) if one >= 0]
+        for one in shown:
+            rows = np.flatnonzero(variant == one)
+            attack[rows], setting[rows], victim[rows] = map(torch.tensor, self.classes[one])
+            cache = self.caches[one]
+            hit = np.zeros(len(rows), bool)
+            if cache is not None:
+                found, flag, hit = cache.read(index[rows], clean[rows].numpy(), label[rows].numpy())
+                adversarial[rows[hit]] = torch.from_numpy(found[hit])
+                flags[rows[hit]] = torch.from_numpy(flag[hit])
+            if not hit.all():
+                groups.append((one, torch.from_numpy(rows[~hit])))
+        return _Raw(
+            clean,
+            adversarial,
+            label,
+            attack,
+            setting,
+            victim,
+            torch.from_numpy(index),
+            flags,
+            self.split,
+            shown,
+            variant,
+            groups,
+        )
+
+
+class _TrainingBatches(ShuffledBatches):
+    """Keys (index, variant), variant -1 for clean: class uniform an image, setting and victim one a class and batch."""
+
+    def __init__(self, items: _Items, module: AdversarialDataModule, ranks: int, rank: int) -> None:
+        super().__init__(items, module.batch_size, module.seed, ranks, rank)
+        self.module = module
+
+    def keys(self, indices: np.ndarray, batch: int) -> Keys:
+        module = self.module
+        draws = np.random.default_rng([self.shuffle_seed, self.epoch, batch, 2])
+        attack = draws.integers(len(module.attack_classes), size=len(indices))
+        variant = np.full(len(indices), -1)
+        for number in range(1, len(module.attack_classes)):
+            choices, table = module._variants_of(number), module._table(number)
+            rows = attack == number
+            if table is None:
+                variant[rows] = choices[draws.integers(len(choices))]
+            else:
+                variant[rows] = table[indices[rows], draws.integers(table.shape[1])]
+        return list(zip(indices.tolist(), variant.tolist(), strict=True))
+
+    def __iter__(self) -> Iterator[Keys]:
+        self.module._begin("train")
+        return super().__iter__()
+
+
+class _EvaluationBatches(OrderedBatches):
+    """Every image clean, then every image in each variant."""
+
+    def __init__(self, items: _Items, module: AdversarialDataModule, ranks: int, rank: int) -> None:
+        self.images = len(items)
+        variants = len(module._keys) * len(module.victim_names)
+        super().__init__(items, self.images * (1 + variants), module.eval_batch_size, ranks, rank)
+        self.module = module
+        self.split = items.split
+
+    def keys(self, positions: np.ndarray) -> Keys:
+        variants, indices = np.divmod(positions, self.images)
+        return list(zip(indices.tolist(), (variants - 1).tolist(), strict=True))
+
+    def __iter__(self) -> Iterator[Keys]:
+        self.module._begin(self.split)
+        return super().__iter__()
+
+
+def _dataset(source: pl.LightningDataModule, split: Split) -> Dataset[Any]:
+    """The data set behind a data module's loader, ours or anybody's."""
+    own = getattr(source, f"{split}_dataset", None)
+    if own is not None and hasattr(own, "__getitem__"):
+        return own
+    loader = getattr(source, f"{split}_dataloader")()
+    if isinstance(loader, list | tuple) and len(loader) == 1:
+        loader = loader[0]
+    if not isinstance(loader, DataLoader) or not hasattr(loader.dataset, "__getitem__"):
+        raise ValueError(
+            f"{type(source).__name__}: {split}_dataloader must give one DataLoader over a data set with indices, got "
+            f"{type(loader).__name__}"
+        )
+    return loader.dataset
+
+
+def _read(dataset: Dataset[Any], indices: list[int]) -> tuple[Tensor, Tensor]:
+    """Images ``(B, C, H, W)`` and labels ``(B,)`` of some items; at once where the data set can."""
+    if hasattr(dataset, "batch"):
+        images, labels = dataset.batch(indices)
+        return images, labels
+    images, labels = zip(*(dataset[index] for index in indices), strict=True)
+    return torch.stack(images), torch.tensor([int(label) for label in labels])
+
+
+def _to_stored(quantise: str, images: Tensor) -> Tensor:
+    """Images as they are kept: 8-bit levels, or float32 where nothing is rounded."""
+    if quantise == "none":
+        return images.to(torch.float32)
+    levels = images.to(torch.float32) * 255
+    return (levels.round() if quantise == "round" else levels.floor()).to(torch.uint8)
+
+
+def _to_float(stored: Tensor) -> Tensor:
+    return stored.to(torch.float32) / 255 if stored.dtype == torch.uint8 else stored
+
+
+def _tally(flags: Tensor) -> Tensor:
+    """Images, successes before and after rounding, unchanged ones."""
+    return torch.stack([torch.tensor(len(flags)), *((flags & flag > 0).sum() for flag in (_BEFORE, _AFTER, _SAME))])
+
+
+def _shift_and_flip(images: Tensor, seeds: Tensor) -> Tensor:
+    """Each image shifted by up to an eighth of its side (zeros move in) and flipped left to right or not."""
+    draws = Draws(seeds)
+    height, width = images.shape[-2:]
+    reach = max(1, max(height, width) // 8)
+    padded = F.pad(images, [reach] * 4)
+    down, right = draws.integers((1,), 2 * reach + 1), draws.integers((1,), 2 * reach + 1)
+    across = torch.arange(width, device=images.device).expand(len(images), -1)
+    across = torch.where(draws.integers((1,), 2) == 1, width - 1 - across, across)
+    rows = (torch.arange(height, device=images.device) + down)[:, None, :, None]
+    columns = (across + right)[:, None, None, :]
+    batch = torch.arange(len(images), device=images.device)[:, None, None, None]
+    channel = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
+    return padded[batch, channel, rows, columns]
+
+
+def _ranks() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size(), torch.distributed.get_rank()
+    return 1, 0
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "-"

@@ -1,0 +1,169 @@
+"""Map-style image datasets that hold 8-bit pixels and hand out floats in [0, 1]."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional as TF
+
+Sample = tuple[Tensor, int]
+
+
+class ImageDataset(Dataset[Sample], ABC):
+    """Images with labels. Item i is `(image (C, H, W) float32 in [0, 1], label)`, the same at every read.
+
+    8-bit pixels come out as k / 255 in float32. Only a dataset made by `augmented` draws random numbers.
+
+    Attributes:
+        labels: The labels, `(N,)` int64.
+    """
+
+    labels: Tensor
+    _padding = 0
+    _flip = False
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Sample:
+        images, labels = self.batch([index])
+        return images[0], int(labels[0])
+
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Several items at once: images `(B, C, H, W)` float32 in `[0, 1]` and labels `(B,)` int64."""
+        images = self._read(indices)
+        if self._padding or self._flip:
+            images = _crop_and_flip(images, self._padding, self._flip)
+        if images.dtype == torch.uint8:
+            images = images.float() / 255
+        return images, self.labels[list(indices)]
+
+    def subset(self, indices: Tensor) -> Self:
+        """The same images at some positions, in that order."""
+        other = self._subset(indices)
+        other.labels = self.labels[indices]
+        return other
+
+    def augmented(self, padding: int, flip: bool) -> Self:
+        """The same images, cropped at random after zero padding and, if asked, flipped left to right at random.
+
+        Args:
+            padding: Pixels on each side.
+            flip: Whether to flip half of the reads.
+        """
+        other = self._subset(torch.arange(len(self)))
+        other.labels = self.labels
+        other._padding, other._flip = padding, flip
+        return other
+
+    @abstractmethod
+    def _read(self, indices: Sequence[int]) -> Tensor:
+        """Pixels `(n, C, H, W)`, uint8 in 0..255 or float32 in [0, 1]."""
+
+    @abstractmethod
+    def _subset(self, indices: Tensor) -> Self: ...
+
+
+class TensorImages(ImageDataset):
+    """Images in memory.
+
+    Args:
+        images: `(N, C, H, W)`, uint8, or float32 in `[0, 1]`.
+        labels: `(N,)` int64.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images = images
+        self.labels = labels
+
+    def _read(self, indices: Sequence[int]) -> Tensor:
+        return self.images[list(indices)]
+
+    def _subset(self, indices: Tensor) -> Self:
+        return type(self)(self.images[indices], self.labels[indices])
+
+
+class ImageFiles(ImageDataset):
+    """Images read from their files one by one.
+
+    Args:
+        paths: The files.
+        labels: `(N,)` int64.
+        image_size: The images come out as squares of this side, see `to_square`; None leaves them as they are.
+        in_channels: 3 for RGB, 1 for grey.
+    """
+
+    def __init__(self, paths: Sequence[str], labels: Tensor, image_size: int | None, in_channels: int = 3) -> None:
+        # an array of fixed-width strings: a list would be copied page by page into every worker
+        self.paths = np.asarray(paths, dtype=np.str_)
+        self.labels = labels
+        self.image_size = image_size
+        self.in_channels = in_channels
+
+    def _read(self, indices: Sequence[int]) -> Tensor:
+        images = [read_image(str(self.paths[i]), self.in_channels) for i in indices]
+        if self.image_size is not None:
+            images = [to_square(image[None], self.image_size)[0] for image in images]
+        return torch.stack(images)
+
+    def _subset(self, indices: Tensor) -> Self:
+        return type(self)(self.paths[indices.numpy()].tolist(), self.labels[indices], self.image_size, self.in_channels)
+
+
+def read_image(path: str | Path, in_channels: int = 3) -> Tensor:
+    """An image file as uint8 `(C, H, W)`, converted to RGB or grey.
+
+    Raises:
+        ValueError: The file is damaged or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            pixels = np.array(image.convert("RGB" if in_channels == 3 else "L"))
+    except FileNotFoundError:
+        raise
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"'{path}' is truncated or not an image: {error} (replace or delete it)") from error
+    return torch.from_numpy(pixels).reshape(*pixels.shape[:2], in_channels).permute(2, 0, 1).contiguous()
+
+
+def to_square(images: Tensor, size: int, margin: int = 0) -> Tensor:
+    """Resizes the shorter side to `size + margin` (bilinear, antialiased), and cuts a square out of the centre.
+
+    Images that already have the size come back untouched, others rounded to 8 bits.
+
+    Args:
+        images: `(N, C, H, W)`, uint8, or float in `[0, 1]`.
+        size: Side of the square in pixels.
+        margin: How much longer the shorter side is before the cut.
+
+    Returns:
+        `(N, C, size, size)`: the images themselves, or uint8.
+    """
+    if images.shape[-2:] == (size, size):
+        return images
+    scale = 1 if images.dtype == torch.uint8 else 255
+    # pieces bound the memory: whole sets pass through here as float32
+    return torch.cat([_to_square(piece.float() * scale, size, margin) for piece in images.split(1024)])
+
+
+def _to_square(pixels: Tensor, size: int, margin: int) -> Tensor:
+    pixels = TF.resize(pixels, [size + margin], antialias=True)
+    return TF.center_crop(pixels, [size]).round().clamp(0, 255).to(torch.uint8)
+
+
+def _crop_and_flip(images: Tensor, padding: int, flip: bool) -> Tensor:
+    count, _, height, width = images.shape
+    padded = F.pad(images, (padding,) * 4)
+    rows = torch.randint(2 * padding + 1, (count, 1)) + torch.arange(height)
+    columns = torch.randint(2 * padding + 1, (count, 1)) + torch.arange(width)
+    if flip:
+        columns = torch.where(torch.rand(count, 1) < 0.5, columns.flip(1), columns)
+    each = torch.arange(count)[:, None, None]
+    return padded[each, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

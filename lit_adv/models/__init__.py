@@ -1,0 +1,18 @@
+"""Networks: classifiers with their normalisation inside, and the networks that REDRL is made of."""
+
+from lit_adv.models.classifier import Classifier, classifier, load_classifier, save_classifier
+from lit_adv.models.features import VGGFeatures
+from lit_adv.models.frozen import fingerprint, freeze_
+from lit_adv.models.redrl import AttackRecognizer, Reconstructor
+
+__all__ = [
+    "AttackRecognizer",
+    "Classifier",
+    "Reconstructor",
+    "VGGFeatures",
+    "classifier",
+    "fingerprint",
+    "freeze_",
+    "load_classifier",
+    "save_classifier",
+]

@@ -1,0 +1,277 @@
+"""Image classifiers that take pixels in [0, 1], and their files."""
+
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lit_adv.models.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
+from lit_adv.models.small import CIFARResNet, SmallCNN
+from lit_adv.models.torchvision_networks import SMALL_IMAGE, TORCHVISION_NAMES, torchvision_network
+from lit_adv.models.weights import StateDict, differences, imagenet_state_dict, read_file, read_state_dict
+
+ClassifierName = Literal[
+    "resnet18",
+    "resnet50",
+    "resnext50",
+    "densenet121",
+    "vgg16",
+    "vgg16_bn",
+    "vgg19",
+    "vgg19_bn",
+    "mobilenet_v2",
+    "alexnet",
+    "small_cnn",
+    "resnet20",
+    "resnet32",
+    "resnet44",
+    "resnet56",
+]
+"""The architectures: torchvision's, a small CNN, and the CIFAR ResNets of He et al."""
+
+
+class Classifier(nn.Module):
+    """A network from images to logits whose first layer is the normalisation.
+
+    Args:
+        name: The architecture, see `ClassifierName`.
+        num_classes: K.
+        image_size: Side of the images in pixels. Up to 64 the stem keeps the resolution, above it is ImageNet's.
+        in_channels: C.
+        weights: None leaves random weights. "imagenet" downloads torchvision's; the head stays only for 1000 classes.
+            A path names a plain state_dict of `network` (`.pth` or `.safetensors`).
+        mean: One number a channel on the scale of `[0, 1]`; ImageNet's by default, 0.5 unless there are 3 channels.
+        std: The same, above 0.
+
+    Raises:
+        ValueError: A field is out of range, or the weights are damaged, unsafe or of another architecture.
+        FileNotFoundError: The file of weights does not exist.
+        RuntimeError: The download failed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        num_classes: int,
+        image_size: int = 32,
+        in_channels: int = 3,
+        weights: str | Path | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        check_name(name, "Classifier")
+        _check_sizes(name, num_classes, image_size, in_channels)
+        rgb = in_channels == 3
+        mean = _per_channel("mean", mean if mean is not None else (IMAGENET_MEAN if rgb else [0.5]), in_channels)
+        std = _per_channel("std", std if std is not None else (IMAGENET_STD if rgb else [0.5]), in_channels)
+        if min(std) <= 0:
+            raise ValueError(f"Classifier: std must be above 0, got {std}")
+        self.spec: dict[str, Any] = {
+            "name": name,
+            "num_classes": num_classes,
+            "image_size": image_size,
+            "in_channels": in_channels,
+            "mean": mean,
+            "std": std,
+        }
+        self.normalize = Normalize(mean, std)
+        self.network = _network(name, num_classes, image_size, in_channels)
+        if weights is not None and str(weights) == "imagenet":
+            self._load_imagenet()
+        elif weights is not None:
+            self._load_file(weights)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `(B, K)` of images `(B, C, H, W)` in `[0, 1]`."""
+        channels = self.spec["in_channels"]
+        if images.ndim != 4 or images.size(1) != channels:
+            raise ValueError(f"Classifier: images must be (B, {channels}, H, W), got {tuple(images.shape)}")
+        logits: Tensor = self.network(self.normalize(images))
+        return logits
+
+    def _load_imagenet(self) -> None:
+        name = self.spec["name"]
+        if name not in TORCHVISION_NAMES:
+            raise ValueError(
+                f"Classifier: weights='imagenet' exist for {', '.join(TORCHVISION_NAMES)}, got name '{name}'"
+            )
+        state = imagenet_state_dict(TORCHVISION_NAMES[name], "Classifier")
+        own = self.network.state_dict()
+        if self.spec["num_classes"] != 1000:
+            # VGG's head differs in more than its last layer
+            head = "classifier." if name.startswith("vgg") else _head(self.network)
+            state = {key: value for key, value in state.items() if not key.startswith(head)}
+            state |= {key: value for key, value in own.items() if key.startswith(head)}
+        wrong = differences(own, state)
+        if wrong:
+            raise ValueError(
+                f"Classifier: the ImageNet weights do not fit {name} with image_size {self.spec['image_size']} and"
+                f" in_channels {self.spec['in_channels']}: {wrong} (they need image_size above {SMALL_IMAGE} and"
+                " in_channels 3)"
+            )
+        self.network.load_state_dict(state)
+
+    def _load_file(self, path: str | Path) -> None:
+        name, num_classes = self.spec["name"], self.spec["num_classes"]
+        state = read_state_dict(path, "Classifier")
+        if any(key.startswith("network.") for key in state):
+            for field in ("mean", "std"):
+                stored = state.get(f"normalize.{field}")
+                if (
+                    stored is not None
+                    and stored.flatten().tolist() != getattr(self.normalize, field).flatten().tolist()
+                ):
+                    raise ValueError(
+                        f"Classifier: '{path}' was trained with {field} {stored.flatten().tolist()}, got"
+                        f" {self.spec[field]} (give {field} as it was trained, or use load_classifier)"
+                    )
+            state = {key.removeprefix("network."): value for key, value in state.items() if key.startswith("network.")}
+        own = self.network.state_dict()
+        last = _head(self.network) + "weight"
+        wrong = differences(own, state)
+        if last in state and state[last].shape[1:] == own[last].shape[1:] and len(state[last]) != num_classes:
+            raise ValueError(
+                f"Classifier: '{path}' has {len(state[last])} classes, got num_classes {num_classes}"
+                " (give the number it was trained for, or other weights)"
+            )
+        if wrong:
+            raise ValueError(
+                f"Classifier: '{path}' is not a {name} for image_size {self.spec['image_size']} and in_channels"
+                f" {self.spec['in_channels']}: {wrong} (give the name and sizes it was trained with)"
+            )
+        # strict=False only for num_batches_tracked, which old files lack; `differences` saw everything else
+        self.network.load_state_dict(state, strict=False)
+
+
+def classifier(
+    name: str,
+    num_classes: int,
+    image_size: int = 32,
+    in_channels: int = 3,
+    weights: str | Path | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Classifier:
+    """A `Classifier` by the name of its architecture; see there for the arguments."""
+    return Classifier(name, num_classes, image_size, in_channels, weights, mean, std)
+
+
+def save_classifier(model: Classifier, path: str | Path) -> None:
+    """Writes a classifier, weights and description, into one safetensors file.
+
+    Args:
+        model: The classifier.
+        path: Where to; must end in `.safetensors`.
+
+    Raises:
+        ValueError: The path ends otherwise.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"save_classifier: path must end in .safetensors, got '{path}'")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    partial = path.with_name(path.name + ".partial")
+    save_file(state, partial, metadata={"format": "pt", "classifier": json.dumps(model.spec)})
+    partial.replace(path)
+
+
+def load_classifier(path: str | Path) -> Classifier:
+    """A trained classifier in eval mode, on the CPU.
+
+    Args:
+        path: A checkpoint of `VictimClassifier` (`.ckpt`), or a file of `save_classifier` (`.safetensors`).
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged, cannot be loaded safely, or does not say which classifier it holds.
+    """
+    owner = "load_classifier"
+    how = "train it with `lightning fit --config configs/<set>/victim.yaml`, or correct the path"
+    content = read_file(path, owner, how)
+    if Path(path).suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("classifier")
+        spec: Any = json.loads(text) if text else None
+        state: Any = content
+    else:
+        spec, state = content.get("classifier"), content.get("state_dict")
+        if isinstance(state, dict):
+            state = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
+    if not isinstance(spec, dict) or not isinstance(state, dict):
+        raise ValueError(
+            f"{owner}: '{path}' does not say which classifier it holds (it must come from VictimClassifier or"
+            " save_classifier; a plain state_dict goes to Classifier(name, num_classes, weights=path))"
+        )
+    try:
+        model = Classifier(**spec)
+    except TypeError as error:
+        raise ValueError(f"{owner}: '{path}' describes no classifier, got {spec} (save it again)") from error
+    wrong = differences(model.state_dict(), state)
+    if wrong:
+        raise ValueError(f"{owner}: '{path}' does not hold the {spec['name']} it describes: {wrong} (save it again)")
+    model.load_state_dict(state, strict=False)
+    return model.eval()
+
+
+def check_name(name: str, owner: str) -> None:
+    """Refuses a name that is no architecture, with the nearest that is.
+
+    Raises:
+        ValueError: The name is unknown.
+    """
+    names = get_args(ClassifierName)
+    if name not in names:
+        near = difflib.get_close_matches(str(name), names, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ValueError(f"{owner}: name must be one of {', '.join(names)}, got '{name}'{hint}")
+
+
+_CIFAR_DEPTHS = {"resnet20": 20, "resnet32": 32, "resnet44": 44, "resnet56": 56}
+# below, a pooling layer has nothing left or every stage sees a single pixel
+_SMALLEST = {"vgg16": 32, "vgg16_bn": 32, "vgg19": 32, "vgg19_bn": 32, "alexnet": 16}
+
+
+def _network(name: str, num_classes: int, image_size: int, in_channels: int) -> nn.Module:
+    if name == "small_cnn":
+        return SmallCNN(num_classes, in_channels)
+    if name in _CIFAR_DEPTHS:
+        return CIFARResNet(_CIFAR_DEPTHS[name], num_classes, in_channels)
+    return torchvision_network(name, num_classes, image_size, in_channels)
+
+
+def _head(network: nn.Module) -> str:
+    return [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1] + "."
+
+
+def _check_sizes(name: str, num_classes: int, image_size: int, in_channels: int) -> None:
+    for field, value, least in (("num_classes", num_classes, 2), ("in_channels", in_channels, 1)):
+        if value < least:
+            raise ValueError(f"Classifier: {field} must be at least {least}, got {value}")
+    smallest = _SMALLEST.get(name, 8)
+    if image_size < smallest:
+        raise ValueError(
+            f"Classifier: image_size must be at least {smallest} for {name}, got {image_size}"
+            " (enlarge the images with the data module's image_size, or take small_cnn, from 8 px)"
+        )
+
+
+def _per_channel(field: str, values: Sequence[float], channels: int) -> list[float]:
+    numbers = [float(value) for value in values]
+    if len(numbers) == 1:
+        numbers *= channels
+    if len(numbers) != channels:
+        raise ValueError(f"Classifier: {field} must have one number a channel ({channels}), got {len(numbers)}")
+    if not torch.tensor(numbers).isfinite().all():
+        raise ValueError(f"Classifier: {field} must be finite, got {numbers}")
+    return numbers
+
+
+__all__ = ["Classifier", "ClassifierName", "StateDict", "classifier", "load_classifier", "save_classifier"]

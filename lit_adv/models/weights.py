@@ -1,0 +1,122 @@
+"""Reading weights from files: safely, and with an error that says what to do."""
+
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torchvision.models import get_model_weights
+
+StateDict = dict[str, Tensor]
+
+
+def read_file(path: str | Path, owner: str, how_to_get: str) -> dict[str, Any]:
+    """Whatever dictionary a weights file holds, read without running code from it.
+
+    Args:
+        path: A `.safetensors` file, or anything `torch.load(weights_only=True)` reads.
+        owner: Who asks; opens the error message.
+        how_to_get: What to do where the file is missing; closes the error message.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged, needs pickled code, or holds no dictionary.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"{owner}: there is no weights file '{path}' ({how_to_get})")
+    try:
+        if file.suffix == ".safetensors":
+            content: Any = load_file(file)
+        else:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error):
+            raise ValueError(
+                f"{owner}: '{path}' cannot be loaded safely, since it holds pickled objects that may run code"
+                " (save a plain state_dict, `torch.save(model.state_dict(), path)`, or a safetensors file)"
+            ) from error
+        raise ValueError(_damaged(owner, path)) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile, SafetensorError) as error:
+        raise ValueError(_damaged(owner, path)) from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{owner}: '{path}' must hold a state_dict, got {type(content).__name__}"
+            " (save it with `torch.save(model.state_dict(), path)`)"
+        )
+    return content
+
+
+def read_state_dict(path: str | Path, owner: str) -> StateDict:
+    """The tensors of a weights file, out of `{"state_dict": ...}` and without `module.` and `model.` prefixes.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged, unsafe, or holds no tensors.
+    """
+    content = read_file(path, owner, "check the path")
+    nested = content.get("state_dict")
+    tensors = nested if isinstance(nested, Mapping) else content
+    if not tensors or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise ValueError(f"{owner}: '{path}' holds no state_dict of tensors (save `model.state_dict()`)")
+    state = {str(key): value for key, value in tensors.items()}
+    for prefix in ("module.", "model."):
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return _renamed(state)
+
+
+def imagenet_state_dict(name: str, owner: str) -> StateDict:
+    """Torchvision's official ImageNet weights (IMAGENET1K_V1) of an architecture, downloaded once, hash checked.
+
+    Args:
+        name: Torchvision's name of the architecture.
+        owner: Who asks; opens the error message.
+
+    Raises:
+        RuntimeError: The download failed, or what came is not the official file.
+    """
+    weights = get_model_weights(name)["IMAGENET1K_V1"]
+    target = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(weights.url).path).name)
+    try:
+        state: StateDict = weights.get_state_dict(
+            progress=False, check_hash=True, weights_only=True, map_location="cpu"
+        )
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise RuntimeError(
+            f"{owner}: cannot get the ImageNet weights of {name}: {error}"
+            f" (download {weights.url} to '{target}', replacing what may be there, or give a file's path as weights)"
+        ) from error
+    return _renamed(state)
+
+
+def differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], most: int = 3) -> str:
+    """The first keys and shapes in which a state_dict differs from the one expected; empty where it fits.
+
+    BatchNorm's `num_batches_tracked` may be missing: old files lack it, and nothing here reads it.
+    """
+    wrong = [
+        f"{key} is {tuple(given[key].shape)} and should be {tuple(tensor.shape)}"
+        for key, tensor in expected.items()
+        if key in given and given[key].shape != tensor.shape
+    ]
+    wrong += [f"{key} is missing" for key in expected if key not in given and not key.endswith("num_batches_tracked")]
+    wrong += [f"{key} is not expected" for key in given if key not in expected]
+    more = f", and {len(wrong) - most} more" if len(wrong) > most else ""
+    return ", ".join(wrong[:most]) + more
+
+
+def _renamed(state: StateDict) -> StateDict:
+    # torchvision's published DenseNet files are older than its module names: norm.1 there is norm1 here
+    return {re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", key): t for key, t in state.items()}
+
+
+def _damaged(owner: str, path: str | Path) -> str:
+    return f"{owner}: '{path}' is truncated or not a weights file (copy, download or train it again)"

@@ -1,0 +1,412 @@
+"""REDRL: takes an adversarial image apart into clean image and perturbation, and names the attack that made it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_adv.data import AdversarialBatch
+from lit_adv.metrics import RecognitionAccuracy, ReconstructionAccuracy
+from lit_adv.models import AttackRecognizer, Reconstructor, VGGFeatures, freeze_
+
+# variants of an image in the paper's evaluation set, which its "Total" is weighted by
+PAPER_WEIGHTS = {"clean": 1, "pgd": 12, "deepfool": 4, "cw_l2": 8, "cw_linf": 12, "patch": 24}
+
+
+class Recovery(NamedTuple):
+    """What REDRL makes of a batch.
+
+    Attributes:
+        logits: ``(B, A)`` over the attack classes.
+        reconstructed: ``(B, C, H, W)`` G's estimate of the clean image, not clamped; None without G.
+        residual: ``(B, C, H, W)`` in [-1, 1], what the recogniser sees beside the image; None for ``inputs="image"``.
+    """
+
+    logits: Tensor
+    reconstructed: Tensor | None
+    residual: Tensor | None
+
+
+class REDRL(pl.LightningModule):
+    """Reverse engineering of an image's perturbation, Souri et al. 2021 (equations 1 to 5; networks as in their code).
+
+    A reconstructor G estimates the clean image, the residual ``image - clamp(G(image), 0, 1)`` estimates the
+    perturbation, and a recogniser Psi names the attack from (residual, image). Both are trained together on ``L_AC +
+    0.01 L_R + 0.1 L_F + 1.0 L_IC``; the feature network F and the victim classifier Phi are frozen, stay in eval mode
+    and are not part of a checkpoint. Phi is the data module's own copy.
+
+    Args:
+        inputs: What Psi sees: ``residual`` and image (REDRL), the true ``delta`` and image, or the ``image`` alone (the
+            paper's baselines of Table 3, which have no G).
+        phi: Name of the victim in L_IC; None takes the data module's first.
+        width: Channels of G.
+        blocks: Residual blocks of G.
+        recognizer: Psi's trunk: ``resnet18``, or ``small`` for small images.
+        feature_network: F, a VGG of torchvision.
+        feature_layer: Where F is cut.
+        feature_weights: ``imagenet``, a path, or None for random features. Needed where ``weight_features`` is not 0.
+        weight_reconstruction: Weight of L_R, the summed absolute difference to the clean image.
+        weight_features: Weight of L_F, the distance of F's features; 0 leaves F out.
+        weight_classification: Weight of L_IC, the cross-entropy to Phi's prediction on the clean image; 0 leaves it
+            out.
+        label_smoothing: Of L_AC.
+        learning_rate: Adam's; the paper's 3.5e-4 for CIFAR-10, 1.7e-4 for Tiny-ImageNet.
+        weight_decay: On weights, none on biases.
+        warmup_epochs: Epochs below the full rate, under the paper's schedule.
+        milestones: The rate falls tenfold as these epochs (counted from 1) begin, under the paper's schedule.
+        schedule: ``paper``, or ``onecycle`` over the whole run for short ones.
+        num_attacks: Attack classes, clean included; None takes the data module's.
+        in_channels: Channels of the images; None takes the data module's.
+
+    Raises:
+        ValueError: A field out of its range, or one that contradicts the data module or the checkpoint.
+    """
+
+    monitor = "val/recognition"
+    monitor_mode = "max"
+    architecture = ("inputs", "width", "blocks", "recognizer", "num_attacks", "in_channels")
+
+    def __init__(
+        self,
+        inputs: Literal["residual", "delta", "image"] = "residual",
+        phi: str | None = None,
+        width: int = 64,
+        blocks: int = 23,
+        recognizer: Literal["resnet18", "small"] = "resnet18",
+        feature_network: str = "vgg16_bn",
+        feature_layer: str = "relu3_3",
+        feature_weights: str | None = "imagenet",
+        weight_reconstruction: float = 0.01,
+        weight_features: float = 0.1,
+        weight_classification: float = 1.0,
+        label_smoothing: float = 0.1,
+        learning_rate: float = 3.5e-4,
+        weight_decay: float = 5e-4,
+        warmup_epochs: int = 9,
+        milestones: tuple[int, ...] = (40, 70, 90),
+        schedule: Literal["paper", "onecycle"] = "paper",
+        num_attacks: int | None = None,
+        in_channels: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.hparams["milestones"] = list(milestones)
+        self._check()
+        self.reconstructor: Reconstructor | None = None
+        self.psi: AttackRecognizer | None = None
+        self.results: dict[str, Any] = {}
+        # frozen networks live outside the module tree: not saved, not trained, not put into train mode
+        self._frozen: dict[str, nn.Module] = {}
+        self._recognition: dict[str, RecognitionAccuracy] = {}
+        self._reconstruction: ReconstructionAccuracy | None = None
+        self._finite: Tensor | None = None
+
+    def configure_model(self) -> None:
+        """Builds G and Psi; what is None is taken from the data module."""
+        if self.psi is not None:
+            return
+        data = self._data()
+        for field, name in (("num_attacks", "attack_classes"), ("in_channels", "in_channels")):
+            found = getattr(data, name, None)
+            found = len(found) if isinstance(found, list) else found
+            given = self.hparams[field]
+            if given is None and found is None:
+                raise ValueError(
+                    f"REDRL: {field} must be given where there is no adversarial data module to take it from, got None"
+                )
+            if given is not None and found is not None and given != found:
+                raise ValueError(
+                    f"REDRL: {field} is {given}, but the data module has {found} (leave it out to take the data's, or "
+                    "use the attacks and images that the network was trained with)"
+                )
+            self.hparams[field] = found if given is None else given
+        channels = int(self.hparams["in_channels"])
+        if self.hparams["inputs"] == "residual":
+            self.reconstructor = Reconstructor(channels, self.hparams["width"], self.hparams["blocks"])
+        seen = channels if self.hparams["inputs"] == "image" else 2 * channels
+        self.psi = AttackRecognizer(int(self.hparams["num_attacks"]), seen, self.hparams["recognizer"])
+        if self._uses("features") and "features" not in self._frozen:
+            self._frozen["features"] = VGGFeatures(
+                self.hparams["feature_network"], self.hparams["feature_layer"], self.hparams["feature_weights"]
+            )
+
+    def setup(self, stage: str) -> None:
+        data = self._data()
+        if data is None or not hasattr(data, "attack_classes"):
+            raise ValueError("REDRL: needs an AdversarialDataModule as its data (`--data AdversarialDataModule`)")
+        name = self.hparams["phi"] or data.victim_names[0]
+        if name not in data.victim_names:
+            raise ValueError(
+                f"REDRL: phi must be one of the data module's victims ({', '.join(data.victim_names)}), got {name!r}"
+            )
+        if "phi" not in self._frozen:
+            self._frozen["phi"] = data.victim(name)
+        classes, victims = data.attack_classes, data.victim_names
+        weights = [PAPER_WEIGHTS[one] for one in classes] if set(classes) == set(PAPER_WEIGHTS) else None
+        self._recognition = {split: RecognitionAccuracy(classes, weights) for split in ("val", "test")}
+        self._reconstruction = ReconstructionAccuracy(victims, classes)
+
+    def set_frozen(self, phi: nn.Module | None = None, features: nn.Module | None = None) -> None:
+        """Gives Phi or F by hand, where there is no data module or another feature network; freezes them."""
+        for name, module in (("phi", phi), ("features", features)):
+            if module is not None:
+                self._frozen[name] = freeze_(module)
+
+    def frozen(self, name: Literal["phi", "features"]) -> nn.Module:
+        """Phi or F, on this module's device."""
+        if name not in self._frozen:
+            raise ValueError(f"REDRL: there is no {name} yet (it comes with the data module, or give it to set_frozen)")
+        module = self._frozen[name]
+        if next((p.device for p in module.parameters()), self.device) != self.device:
+            module.to(self.device)
+        return module
+
+    def forward(self, images: Tensor, clean: Tensor | None = None) -> Recovery:
+        """Names the attack behind ``images``.
+
+        Args:
+            images: ``(B, C, H, W)`` in [0, 1].
+            clean: The clean images, needed (and used) for ``inputs="delta"`` alone.
+        """
+        self.configure_model()
+        assert self.psi is not None
+        if self.hparams["inputs"] == "image":
+            return Recovery(self.psi(images), None, None)
+        if self.hparams["inputs"] == "delta":
+            if clean is None:
+                raise ValueError('REDRL: inputs="delta" needs the clean images as well, got None')
+            delta = images - clean
+            return Recovery(self.psi(torch.cat([delta, images], 1)), None, delta)
+        assert self.reconstructor is not None
+        reconstructed = self.reconstructor(images)
+        residual = images - reconstructed.clamp(0, 1)
+        return Recovery(self.psi(torch.cat([residual, images], 1)), reconstructed, residual)
+
+    def losses(self, batch: AdversarialBatch, recovery: Recovery) -> dict[str, Tensor]:
+        """The loss and its parts, before their weights; a part whose weight is 0 is not computed.
+
+        Returns:
+            ``loss``; ``attack`` (L_AC, equation 4), ``reconstruction`` (L_R: absolute differences summed over an
+            image, averaged over the batch), ``features`` (L_F: 2-norm of the difference of F's maps),
+            ``classification`` (L_IC). Sums are in float32.
+        """
+        smoothing = float(self.hparams["label_smoothing"])
+        parts = {"attack": F.cross_entropy(recovery.logits.float(), batch.attack, label_smoothing=smoothing)}
+        loss = parts["attack"]
+        if recovery.reconstructed is not None:
+            made = recovery.reconstructed
+            if self._uses("reconstruction"):
+                parts["reconstruction"] = (batch.clean - made.float()).abs().flatten(1).sum(1).mean()
+            if self._uses("features"):
+                network = self.frozen("features")
+                with torch.no_grad():
+                    wanted = network(batch.clean)
+                difference = (wanted.float() - network(made).float()).flatten(1)
+                parts["features"] = torch.linalg.vector_norm(difference, dim=1).mean()
+            if self._uses("classification"):
+                phi = self.frozen("phi")
+                with torch.no_grad():
+                    predicted = phi(batch.clean).argmax(1)
+                parts["classification"] = F.cross_entropy(phi(made).float(), predicted)
+            for name in ("reconstruction", "features", "classification"):
+                if name in parts:
+                    loss = loss + self.hparams[f"weight_{name}"] * parts[name]
+        return {"loss": loss, **parts}
+
+    def training_step(self, batch: AdversarialBatch, batch_idx: int) -> Tensor:
+        losses = self.losses(batch, self(batch.adversarial, batch.clean))
+        self._stop_if_not_finite(batch_idx)
+        self._finite = torch.isfinite(losses["loss"].detach())
+        count = len(batch.label)
+        self.log("loss", losses["loss"], prog_bar=True, logger=False, batch_size=count, on_step=True, on_epoch=False)
+        named = {f"train/loss_{name}": value for name, value in losses.items() if name != "loss"}
+        named["train/loss"] = losses["loss"]
+        self.log_dict(named, batch_size=count, on_step=False, on_epoch=True, sync_dist=True)
+        return losses["loss"]
+
+    def on_train_epoch_end(self) -> None:
+        self._stop_if_not_finite(None)
+
+    def on_validation_epoch_start(self) -> None:
+        self._begin("val")
+
+    def on_test_epoch_start(self) -> None:
+        self._begin("test")
+
+    def validation_step(self, batch: AdversarialBatch, batch_idx: int) -> dict[str, Tensor | None]:
+        return self._evaluate(batch, "val")
+
+    def test_step(self, batch: AdversarialBatch, batch_idx: int) -> dict[str, Tensor | None]:
+        return self._evaluate(batch, "test")
+
+    def predict_step(self, batch: AdversarialBatch, batch_idx: int) -> dict[str, Tensor | None]:
+        return self._outputs(self(batch.adversarial, batch.clean))
+
+    def on_validation_epoch_end(self) -> None:
+        self._report("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._report("test")
+
+    def configure_optimizers(self) -> Any:
+        decayed = [p for name, p in self.named_parameters() if not name.endswith("bias")]
+        plain = [p for name, p in self.named_parameters() if name.endswith("bias")]
+        rate = float(self.hparams["learning_rate"])
+        optimizer = torch.optim.Adam(
+            [
+                {"params": decayed, "weight_decay": float(self.hparams["weight_decay"])},
+                {"params": plain, "weight_decay": 0.0},
+            ],
+            lr=rate,
+        )
+        if self.hparams["schedule"] == "onecycle":
+            steps = int(self.trainer.estimated_stepping_batches)
+            cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=rate, total_steps=steps)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate_factor)}
+
+    def rate_factor(self, epoch: int) -> float:
+        """The paper's learning rate over its full one in an epoch, counted from 0 (warm-up, then tenfold falls)."""
+        share = (epoch + 1) / (int(self.hparams["warmup_epochs"]) + 1)
+        warm = 0.01 * (1 - share) + share if share < 1 else 1.0
+        return warm * 0.1 ** sum(epoch + 1 >= milestone for milestone in self.hparams["milestones"])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["redrl"] = {field: self.hparams[field] for field in self.architecture}
+        data = self._data()
+        if data is not None:
+            checkpoint["attack_classes"] = list(data.attack_classes)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        stored = checkpoint.get("redrl")
+        if stored is None:
+            raise ValueError("REDRL: the checkpoint is not one of a REDRL network (give one that REDRL has saved)")
+        for field in self.architecture:
+            if self.hparams[field] is not None and stored[field] != self.hparams[field]:
+                raise ValueError(
+                    f"REDRL: {field} is {self.hparams[field]!r}, but the checkpoint was trained with {stored[field]!r} "
+                    "(use its config, or train anew without --ckpt_path)"
+                )
+        data = self._data()
+        trained = checkpoint.get("attack_classes")
+        if data is not None and trained is not None and list(data.attack_classes) != trained:
+            raise ValueError(
+                f"REDRL: the data module's attack classes are {', '.join(data.attack_classes)}, but the checkpoint was "
+                f"trained on {', '.join(trained)} (use the same attacks in the same order)"
+            )
+
+    def _data(self) -> Any:
+        trainer = self._trainer
+        return None if trainer is None else getattr(trainer, "datamodule", None)
+
+    def _uses(self, part: str) -> bool:
+        return self.hparams["inputs"] == "residual" and float(self.hparams[f"weight_{part}"]) != 0
+
+    def _outputs(self, recovery: Recovery) -> dict[str, Tensor | None]:
+        made = recovery.reconstructed
+        return {
+            "reconstructed": None if made is None else made.clamp(0, 1),
+            "residual": recovery.residual,
+            "prediction": recovery.logits.argmax(1),
+        }
+
+    def _begin(self, split: str) -> None:
+        self._recognition[split].to(self.device).reset()
+        assert self._reconstruction is not None
+        self._reconstruction.to(self.device).reset()
+
+    def _evaluate(self, batch: AdversarialBatch, split: str) -> dict[str, Tensor | None]:
+        recovery = self(batch.adversarial, batch.clean)
+        outputs = self._outputs(recovery)
+        assert outputs["prediction"] is not None
+        self._recognition[split].update(outputs["prediction"], batch.attack)
+        # while training, recognition alone decides; the victims are asked in a test or validation of its own
+        if outputs["reconstructed"] is not None and self.trainer.state.fn != "fit":
+            self._ask_victims(batch, outputs["reconstructed"])
+        return outputs
+
+    def _ask_victims(self, batch: AdversarialBatch, made: Tensor) -> None:
+        data = self._data()
+        assert self._reconstruction is not None
+        clean = batch.attack == 0
+        for number, name in enumerate(data.victim_names):
+            rows = (clean | (batch.victim == number)).nonzero()[:, 0]
+            if len(rows):
+                victim = data.victim(name, self.device)
+                before, after = victim(batch.adversarial[rows]).argmax(1), victim(made[rows].float()).argmax(1)
+                whose = torch.full_like(rows, number)
+                self._reconstruction.update(before, after, batch.label[rows], batch.attack[rows], whose)
+
+    def _report(self, split: str) -> None:
+        data = self._data()
+        found: dict[str, Any] = self._recognition[split].compute()
+        classes = data.attack_classes
+        per_class = {name: float(value) for name, value in zip(classes, found["per_class"], strict=True)}
+        weighted = found["weighted"]
+        assert self._reconstruction is not None
+        counts = self._reconstruction.compute().tolist()
+        self.results = {
+            "stage": split,
+            "inputs": self.hparams["inputs"],
+            "classes": list(classes),
+            "victims": list(data.victim_names),
+            "recognition": {
+                "micro": float(found["micro"]),
+                "macro": float(found["macro"]),
+                "weighted": None if weighted is None else float(weighted),
+                "per_class": per_class,
+                "counts": dict(zip(classes, found["counts"].tolist(), strict=True)),
+                "confusion": found["confusion"].tolist(),
+            },
+            "reconstruction": {
+                victim: {
+                    name: {"before": before / images, "after": after / images, "images": images}
+                    for name, (before, after, images) in zip(classes, counts[number], strict=True)
+                    if images
+                }
+                for number, victim in enumerate(data.victim_names)
+                if any(images for _, _, images in counts[number])
+            },
+            "crafting": data.report(split),
+        }
+        # equal on every rank already: the metrics have been reduced
+        self.log(f"{split}/recognition", found["macro"], prog_bar=True, sync_dist=True)
+        numbers = {f"{split}/recognition_micro": found["micro"]}
+        if weighted is not None:
+            numbers[f"{split}/recognition_weighted"] = weighted
+        numbers |= {f"{split}/recognition/{name}": value for name, value in per_class.items()}
+        for victim, row in self.results["reconstruction"].items():
+            for name, cell in row.items():
+                numbers[f"{split}/accuracy_before/{victim}/{name}"] = cell["before"]
+                numbers[f"{split}/accuracy_after/{victim}/{name}"] = cell["after"]
+        self.log_dict(numbers, sync_dist=True)
+
+    def _stop_if_not_finite(self, batch_idx: int | None) -> None:
+        # looked at a step late, when the device has long computed it: no wait in the step itself
+        if self._finite is not None and not bool(self._finite):
+            which = "the last batch" if batch_idx is None else f"batch {batch_idx - 1}"
+            raise ValueError(
+                f"REDRL: the loss was not finite in {which} of epoch {self.current_epoch} (lower learning_rate, or "
+                "look for images with NaN; checkpoints saved before are good)"
+            )
+        self._finite = None
+
+    def _check(self) -> None:
+        fields = self.hparams
+        for field in ("width", "blocks"):
+            if fields[field] < 1:
+                raise ValueError(f"REDRL: {field} must be at least 1, got {fields[field]}")
+        for field in ("weight_reconstruction", "weight_features", "weight_classification", "weight_decay"):
+            if not fields[field] >= 0:
+                raise ValueError(f"REDRL: {field} must be at least 0, got {fields[field]}")
+        if not 0 <= fields["label_smoothing"] < 1:
+            raise ValueError(f"REDRL: label_smoothing must be in [0, 1), got {fields['label_smoothing']}")
+        if not fields["learning_rate"] > 0:
+            raise ValueError(f"REDRL: learning_rate must be greater than 0, got {fields['learning_rate']}")
+        for field, known in (("inputs", ("residual", "delta", "image")), ("schedule", ("paper", "onecycle"))):
+            if fields[field] not in known:
+                raise ValueError(f"REDRL: {field} must be one of {', '.join(known)}, got {fields[field]!r}")

@@ -1,0 +1,61 @@
+"""What the metrics share: two processes must give what one gives."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from lit_adv.metrics import FoolingRate, RecognitionAccuracy, ReconstructionAccuracy
+from lit_adv.metrics.checks import check_indices
+
+
+def test_any_integer_dtype_passes() -> None:
+    columns = {"a": torch.tensor([0, 4], dtype=torch.uint8), "b": torch.tensor([0, 1], dtype=torch.int32)}
+    check_indices("Owner", columns, {"a": (5, "remedy"), "b": (2, "remedy")})
+    with pytest.raises(ValueError, match=r"Owner: a must be in \[0, 4\), got 4 \(remedy\)"):
+        check_indices("Owner", columns, {"a": (4, "remedy")})
+
+
+def test_reset_under_inference_mode_then_counted_outside() -> None:
+    """Lightning resets in a validation loop, under inference mode, what a training loop may count on."""
+    metric = FoolingRate()
+    with torch.inference_mode():
+        metric.reset()
+    metric.update(torch.tensor([0, 1]), torch.tensor([0, 0]))
+    assert metric.compute() == 0.5
+
+
+def test_two_processes_equal_one(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch) -> None:
+    # a spawned child imports this file by its name, which starts at the root
+    monkeypatch.syspath_prepend(str(request.config.rootpath))
+    mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
+    expected = _values(_columns())
+    for rank in range(2):
+        got = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for name, value in expected.items():
+            assert torch.equal(got[name], value), name
+
+
+def _rank(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    # uneven on purpose: a mean of the two ranks' rates would differ
+    rows = slice(0, 23) if rank == 0 else slice(23, None)
+    torch.save(_values(_columns()[:, rows]), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def _columns() -> torch.Tensor:
+    return torch.randint(0, 3, (4, 31), generator=torch.Generator().manual_seed(0))
+
+
+def _values(columns: torch.Tensor) -> dict[str, torch.Tensor]:
+    before, after, label, attack = columns
+    recognition = RecognitionAccuracy(["clean", "pgd", "cw"], weights=[1, 12, 4])
+    reconstruction = ReconstructionAccuracy(["v", "w"], ["clean", "pgd", "cw"])
+    fooling = FoolingRate()
+    recognition.update(label, attack)
+    reconstruction.update(before, after, label, attack, label % 2)
+    fooling.update(before, after)
+    return {**recognition.compute(), "reconstruction": reconstruction.compute(), "fooling": fooling.compute()}
