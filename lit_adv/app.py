@@ -8,16 +8,18 @@ import os
 import shlex
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 import pytorch_lightning as pl
 from jsonargparse import Namespace, set_parsing_settings
 from jsonargparse.typing import register_type
 from omegaconf.errors import OmegaConfBaseException
+from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
@@ -28,8 +30,8 @@ import lit_adv.callbacks
 import lit_adv.data
 import lit_adv.tasks  # noqa: F401
 from lit_adv import bolts, runs
-from lit_adv.attacks import Radius
-from lit_adv.compose import ConfigError, compose, expand_arguments, load_text
+from lit_adv.attacks import Attack, Radius
+from lit_adv.compose import ConfigError, compose, display_name, expand_arguments, is_packaged, load_text
 from lit_adv.diagnosis import explain, is_deliberate, message_of, nearest, tree_of
 
 # How the ranks that Lightning starts learn rank 0's folder.
@@ -60,7 +62,16 @@ def run(arguments: list[str]) -> "AdvCLI":
     _quieten()
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     register_type(Radius, serializer=float, deserializer=Radius)
-    return AdvCLI([subcommand, *expanded], files)
+    _resolve_annotations(Attack)
+    if int(getattr(rank_zero_only, "rank", 0) or 0) == 0:
+        for file in files:
+            if is_packaged(file):
+                print(f"config: {file} (installed with lit_adv)", file=sys.stderr)
+    with _raising_on_sigterm():
+        try:
+            return AdvCLI([subcommand, *expanded], files)
+        except SIGTERMException as error:
+            raise Stopped("stopped by SIGTERM before there was anything to save", 143) from error
 
 
 class AdvCLI(LightningCLI):
@@ -105,7 +116,10 @@ class AdvCLI(LightningCLI):
             help="The run's folder, in place of a new one; <run> stands for it anywhere in a config.",
         )
         parser.add_argument(
-            "--untrained", type=bool, default=False, help="Evaluate a model that has no checkpoint, as it is initialised."
+            "--untrained",
+            type=bool,
+            default=False,
+            help="Evaluate a model as it is initialised.",
         )
         parser.add_lightning_class_args(runs.Checkpoint, "checkpoint")
 
@@ -148,8 +162,8 @@ class AdvCLI(LightningCLI):
         if options.ckpt_path in ("last", "best"):
             if given is None:
                 raise ConfigError(
-                    f"ckpt_path: {options.ckpt_path!r} is a checkpoint of the run's folder, which is not given (add --run_dir "
-                    f"DIR, or use --config DIR/config.yaml, or give the file)"
+                    f"ckpt_path: {options.ckpt_path!r} is a checkpoint of the run's folder, which is not given (add "
+                    f"--run_dir DIR, or use --config DIR/config.yaml, or give the file)"
                 )
             options.ckpt_path = str(Path(given) / "checkpoints" / f"{options.ckpt_path}.ckpt")
         if fitting:
@@ -160,6 +174,7 @@ class AdvCLI(LightningCLI):
         self._checkpoint = self._read_checkpoint()
         self._compare(facts={})
         self._choose_folder(given)
+        self._saved = self._resolved()
 
     def instantiate_classes(self) -> None:
         """Makes the objects, with the run's folder in place of `<run>`; the saved config keeps the mark."""
@@ -181,13 +196,17 @@ class AdvCLI(LightningCLI):
         logger = trainer.get("logger")
         loggers = [] if logger in (None, True, False) else logger if isinstance(logger, list) else [logger]
         callbacks = trainer.get("callbacks") or []
-        text, plain = self._resolved()
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        if trainer.get("enable_progress_bar") is False:
+            # the configs name a bar, which Lightning would refuse to leave out
+            callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
+        text, plain = self._saved
         self.record = runs.RunRecord(self.folder, plain, text, runs.data_facts(self.datamodule))
         try:
             return super().instantiate_trainer(
                 default_root_dir=str(self.folder),
                 logger=False if logger is False else [*loggers, runs.MetricsFile(self.folder)],
-                callbacks=[*(callbacks if isinstance(callbacks, list) else [callbacks]), self.record],
+                callbacks=[*callbacks, self.record],
                 **kwargs,
             )
         except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
@@ -214,6 +233,8 @@ class AdvCLI(LightningCLI):
         print(f"test it with: lightning test --config {config} --ckpt_path best", flush=True)
 
     def _run_subcommand(self, subcommand: str) -> None:
+        if self.is_rank_zero and self.record is not None and not self.options.trainer.fast_dev_run:
+            self.record.write(self.folder, subcommand)
         with _in_environment(_FOLDER_VARIABLE, str(self.folder)):
             try:
                 super()._run_subcommand(subcommand)
@@ -238,18 +259,25 @@ class AdvCLI(LightningCLI):
             where = f"epoch {trainer.current_epoch}, step {trainer.global_step}"
             message = f"{what} in {where}; a checkpoint is left: {last}\nresume with: {command} --ckpt_path last"
         else:
-            message = f"{what} before the first training step; crafted images are kept in the cache\nstart again: {command}"
+            message = (
+                f"{what} before the first training step; crafted images are kept in the cache\nstart again: {command}"
+            )
         raise Stopped(message, code) from error
 
     def _refuse_to_overwrite(self, given: str | None) -> None:
         folder = Path(given) if given else None
-        if folder is None or not self.is_rank_zero or self.options.trainer.fast_dev_run or not runs.has_checkpoints(folder):
+        if (
+            folder is None
+            or not self.is_rank_zero
+            or self.options.trainer.fast_dev_run
+            or not runs.has_checkpoints(folder)
+        ):
             return
         checkpoints = (folder / "checkpoints").resolve()
         if not self.options.ckpt_path or Path(self.options.ckpt_path).resolve().parent != checkpoints:
             raise ConfigError(
-                f"run_dir: {folder} already holds the checkpoints of a run (resume it with --ckpt_path last, or start a new "
-                f"run elsewhere with --run_dir DIR)"
+                f"run_dir: {folder} already holds the checkpoints of a run (resume it with --ckpt_path last, or start "
+                f"a new run elsewhere with --run_dir DIR)"
             )
 
     def _needs_checkpoint(self, given: str | None) -> str:
@@ -273,7 +301,9 @@ class AdvCLI(LightningCLI):
         lines = []
         for name, path in missing.items():
             command = makers.get(os.path.normpath(path.parent.parent))
-            how = f"lightning fit --config {command}" if command else "lightning fit with a config of a VictimClassifier"
+            how = (
+                f"lightning fit --config {command}" if command else "lightning fit with a config of a VictimClassifier"
+            )
             lines.append(f"data.victims.{name}: {path} does not exist; make it with: {how}")
         raise ConfigError("\n".join(lines))
 
@@ -284,7 +314,7 @@ class AdvCLI(LightningCLI):
         for file in sorted({f for place in places for f in (place / "victims").glob("*.yaml")}):
             folder = compose(file).get("run_dir")
             if isinstance(folder, str):
-                found[os.path.normpath(folder)] = str(file)
+                found[os.path.normpath(folder)] = display_name(file)
         return found
 
     def _read_checkpoint(self) -> dict[str, Any] | None:
@@ -304,8 +334,8 @@ class AdvCLI(LightningCLI):
         if wrong:
             listed = "; ".join(f"{key} is {old} in the checkpoint and {new} now" for key, old, new in wrong)
             raise ConfigError(
-                f"ckpt_path: {self.options.ckpt_path} does not fit this config: {listed} (give the checkpoint's values, or "
-                f"start without --ckpt_path)"
+                f"ckpt_path: {self.options.ckpt_path} does not fit this config: {listed} (give the checkpoint's "
+                f"values, or start without --ckpt_path)"
             )
 
     def _print_differences(self) -> None:
@@ -381,8 +411,11 @@ def _interpolation_message(error: OmegaConfBaseException, subcommand: str, tree:
     wanted = text.partition("resolved to '")[2].partition("'")[0].removeprefix(f"{subcommand}.")
     if not wanted:
         return f"{where}: {text}"
+    if wanted.startswith("vars."):
+        return f"{where}: ${{{wanted}}} has no value (add --{wanted}=VALUE)"
     known = [".".join(path) for path in _paths(tree)]
-    return f"{where}: ${{{wanted}}} refers to nothing in the config; {nearest(wanted, known)}"
+    beside = [name for name in known if name.rpartition(".")[0] == wanted.rpartition(".")[0]]
+    return f"{where}: ${{{wanted}}} refers to nothing in the config; {nearest(wanted, beside or known)}"
 
 
 def _paths(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -409,6 +442,25 @@ def _replace(value: Any, mark: str, text: str) -> Any:
 
 
 @contextmanager
+def _raising_on_sigterm() -> Iterator[None]:
+    """SIGTERM stops the run where it is, as Ctrl-C does; Lightning alone waits for the end of a batch, and crafting one
+    may take minutes. Under SLURM Lightning's own handling stays, for requeueing."""
+    if "SLURM_JOB_ID" in os.environ or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _raise_sigterm)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _raise_sigterm(number: int, frame: Any) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise SIGTERMException
+
+
+@contextmanager
 def _in_environment(name: str, value: str) -> Iterator[None]:
     before = os.environ.get(name)
     os.environ[name] = value
@@ -421,11 +473,25 @@ def _in_environment(name: str, value: str) -> Iterator[None]:
             os.environ[name] = before
 
 
+def _resolve_annotations(cls: type) -> None:
+    """Puts types in place of the text that `from __future__ import annotations` leaves in dataclasses.
+
+    jsonargparse evaluates the text of a dataclass's bases with the names of the class's own module, and takes any value
+    where that fails.
+    """
+    subclass: Any
+    for subclass in cls.__subclasses__():
+        if "__init__" in vars(subclass):
+            subclass.__init__.__annotations__ = get_type_hints(subclass.__init__)
+        _resolve_annotations(subclass)
+
+
 def _quieten() -> None:
     """Drops two messages that say nothing to a user of this command."""
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_no_tips)
     if not sys.warnoptions:
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
 
 
 def _no_tips(record: logging.LogRecord) -> bool:

@@ -1,7 +1,8 @@
 """A guarded bridge to lightning-bolts 0.7.0, which is older than the Lightning that lit_adv runs on.
 
-It can be no dependency, since it declares `pytorch-lightning<2`; `pip install --no-deps lightning-bolts==0.7.0` installs it.
-One module that it imports went away in Lightning 2, so each of its modules fails to import unless that one is put back.
+It can be no dependency, since it declares `pytorch-lightning<2`; get it with `pip install --no-deps
+lightning-bolts==0.7.0`. One module that it imports went away in Lightning 2, so that each of its own modules fails to
+import unless that one is put back.
 """
 
 import importlib.util

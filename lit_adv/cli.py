@@ -47,7 +47,9 @@ def main() -> None:
         print(_OVERVIEW, end="")
         return
     if arguments[0] == "--version":
-        print(f"lit_adv {version('lit_adv')} (pytorch-lightning {version('pytorch-lightning')}, torch {version('torch')})")
+        print(
+            f"lit_adv {version('lit_adv')} (pytorch-lightning {version('pytorch-lightning')}, torch {version('torch')})"
+        )
         return
     if arguments[0] not in SUBCOMMANDS:
         near = difflib.get_close_matches(arguments[0], SUBCOMMANDS, n=1)

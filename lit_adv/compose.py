@@ -2,8 +2,8 @@
 
 Two things that the parser cannot do, so that a config file works alone and copies nothing:
 
-* `base: redrl.yaml` at the top of a file (or a list of files): the file says only what differs from its bases. Mappings are
-  merged key by key, everything else is replaced; `name+: [...]` appends to the list `name` of the base; another
+* `base: redrl.yaml` at the top of a file (or a list of files): the file says only what differs from its bases. Mappings
+  are merged key by key, everything else is replaced; `name+: [...]` appends to the list `name` of the base; another
   `class_path` drops the arguments of the base's class.
 * a value that names a YAML file stands for that file's content (`attacks: ../attacks/redrl_32.yaml`), and replaces what
   the base had there. `${...}` in it refers to the whole config, as anywhere else.
@@ -72,12 +72,23 @@ def find_config(path: str | Path) -> Path:
     path = Path(path)
     if path.is_file():
         return path
-    packaged = Path(str(importlib.resources.files("lit_adv.configs")))
+    packaged = _packaged()
     parts = path.parts[1:] if path.parts[:1] in (("configs",), ("lit_adv.configs",)) else path.parts
     if not path.is_absolute() and packaged.joinpath(*parts).is_file():
         return packaged.joinpath(*parts)
     known = [str(p.relative_to(packaged)) for p in sorted(packaged.rglob("*.yaml"))]
     raise ConfigError(f"{path}: no such config file, here or among the packaged configs ({_nearest(path, known)})")
+
+
+def is_packaged(path: Path) -> bool:
+    """Whether a config lies in the installed package rather than below the working directory."""
+    path = path.resolve()
+    return path.is_relative_to(_packaged()) and not path.is_relative_to(Path.cwd())
+
+
+def display_name(path: Path) -> str:
+    """The name by which `--config` finds the file from any working directory."""
+    return str(Path("configs") / path.resolve().relative_to(_packaged())) if is_packaged(path) else str(path)
 
 
 def merge(base: Any, over: Any) -> Any:
@@ -116,6 +127,10 @@ def load_text(text: str, source: str) -> Any:
         raise ConfigError(f"{source}{where}: {error.problem or error.context} (not valid YAML)") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: {error} (not valid YAML)") from error
+
+
+def _packaged() -> Path:
+    return Path(str(importlib.resources.files("lit_adv.configs"))).resolve()
 
 
 def _load(path: Path, parents: tuple[Path, ...]) -> Any:
@@ -183,9 +198,11 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
                 continue
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
             seen.add(key)
         return super().construct_mapping(node, deep)
 

@@ -1,17 +1,19 @@
 """Turns what the parser says about a bad config into one readable message with the nearest valid names."""
 
 import argparse
-import dis
 import difflib
+import dis
 import importlib
 import inspect
 import re
+import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from jsonargparse import ArgumentParser
 from pytorch_lightning.loggers import Logger
 
 from lit_adv.attacks import Attack
@@ -19,7 +21,7 @@ from lit_adv.attacks import Attack
 _PACKAGE_FOLDERS = (Path(__file__).resolve().parent, Path(__file__).resolve().parent.parent / "callbacks")
 _CLASS_KEYS = {"class_path", "init_args", "dict_kwargs"}
 # Where a config names a class, what the class must be.
-_BASES = {
+_BASES: dict[str, type] = {
     "model": pl.LightningModule,
     "data": pl.LightningDataModule,
     "source": pl.LightningDataModule,
@@ -27,6 +29,22 @@ _BASES = {
     "logger": Logger,
     "attacks": Attack,
 }
+
+# Lines of the parser's report that carry nothing for the reader.
+_WRAPPING = (
+    "Does not validate against",
+    "Subtypes:",
+    "Errors:",
+    "Given value type:",
+    "Problem with given class_path",
+    "Not a valid subclass",
+    "Subclass types expect",
+    "a class path (str)",
+    "a dict with class_path",
+    "a dict without class_path",
+    "a dict with parameters",
+    "Expected a path but",
+)
 
 
 def explain(message: str, parser: argparse.ArgumentParser, tree: Mapping[str, Any]) -> str:
@@ -77,19 +95,22 @@ def tree_of(configs: Iterable[Mapping[str, Any]], arguments: Iterable[str]) -> d
 
 
 def said_by_us(error: BaseException) -> bool:
-    """Whether the exception is a `raise` statement of lit_adv's own code, hence a message for the user, not a mistake in
-    the program. An OSError counts wherever our code called the system."""
+    """Whether lit_adv's own code raised the exception on purpose: a message for the user, not a mistake in the program.
+
+    An OSError counts wherever our code called the system, through Python's own library or not.
+    """
     root = _root(error)
-    expected = isinstance(root, (ValueError, OSError, RuntimeError, TypeError, KeyError))
-    file = Path(_last_frame(root)[0]).resolve() if root.__traceback__ else Path()
-    ours = any(file.is_relative_to(folder) for folder in _PACKAGE_FOLDERS)
-    return expected and ours and (isinstance(root, OSError) or is_deliberate(root))
+    if isinstance(root, OSError):
+        files = [file for file, _ in _frames(root) if not _is_of_python(file)]
+        return bool(files) and _is_ours(files[-1])
+    expected = isinstance(root, (ValueError, RuntimeError, TypeError, KeyError))
+    return expected and is_deliberate(root) and _is_ours(_frames(root)[-1][0])
 
 
 def is_deliberate(error: BaseException) -> bool:
     """Whether the exception was raised by a `raise` statement in Python, in whatever package."""
-    root = _root(error)
-    return root.__traceback__ is not None and _last_frame(root)[1] == dis.opmap["RAISE_VARARGS"]
+    frames = _frames(_root(error))
+    return bool(frames) and frames[-1][1] == dis.opmap["RAISE_VARARGS"]
 
 
 def message_of(error: BaseException) -> str:
@@ -101,18 +122,31 @@ def message_of(error: BaseException) -> str:
 
 def _root(error: BaseException) -> BaseException:
     """The exception inside those that the parser raises from it."""
-    while error.__cause__ is not None and error.__traceback__ and "jsonargparse" in Path(_last_frame(error)[0]).parts:
+    while error.__cause__ is not None and any("jsonargparse" in Path(file).parts for file, _ in _frames(error)[-1:]):
         error = error.__cause__
     return error
 
 
-def _last_frame(error: BaseException) -> tuple[str, int]:
-    """File and instruction where an exception was raised."""
-    frame = error.__traceback__
-    assert frame is not None
-    while frame.tb_next is not None:
-        frame = frame.tb_next
-    return frame.tb_frame.f_code.co_filename, frame.tb_frame.f_code.co_code[frame.tb_lasti]
+def _frames(error: BaseException) -> list[tuple[str, int]]:
+    """File and instruction of each frame that the exception went through, the one that raised it last."""
+    frames = []
+    traceback = error.__traceback__
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        frames.append((code.co_filename, code.co_code[traceback.tb_lasti]))
+        traceback = traceback.tb_next
+    return frames
+
+
+def _is_ours(file: str) -> bool:
+    return any(Path(file).resolve().is_relative_to(folder) for folder in _PACKAGE_FOLDERS)
+
+
+def _is_of_python(file: str) -> bool:
+    path = Path(file)
+    return file.startswith("<frozen") or (
+        path.is_relative_to(sysconfig.get_path("stdlib")) and "site-packages" not in path.parts
+    )
 
 
 def _unknown_names(tree: Mapping[str, Any], parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
@@ -160,7 +194,10 @@ def _unknown_classes(value: Any, path: str, base: type | None) -> Iterator[tuple
         for key, inner in arguments.items():
             key = key.removesuffix("+")
             if known and key not in known:
-                yield key, f"{path}.{key}: {str(name).rpartition('.')[2]} has no argument {key!r}; {nearest(key, known)}"
+                yield (
+                    key,
+                    f"{path}.{key}: {str(name).rpartition('.')[2]} has no argument {key!r}; {nearest(key, known)}",
+                )
             yield from _unknown_classes(inner, f"{path}.{key}", _BASES.get(key))
 
 
@@ -184,31 +221,31 @@ def _class(name: str) -> type | None:
 
 def _classes() -> dict[str, type]:
     bases = (*_BASES.values(), torch.nn.Module)
-    return {c.__name__: c for base in bases for c in _subclasses(base)}
+    return {found.__name__: found for base in bases for found in reversed(_subclasses(base))}
 
 
 def _subclasses(base: type) -> list[type]:
-    found, seen = [base], {base}
+    found: list[type] = [base]
+    seen = {base}
     for parent in found:
-        new = [c for c in parent.__subclasses__() if c not in seen]
-        seen.update(new)
-        found += new
+        children: list[type] = type.__subclasses__(parent)
+        found += [child for child in children if child not in seen]
+        seen.update(children)
     public = [c for c in found if not c.__name__.startswith("_") and not inspect.isabstract(c)]
     own = [c for c in public if c.__module__.split(".")[0] == "lit_adv"]
     return own + [c for c in public if c not in own]
 
 
 def _parameters(cls: type | None) -> set[str]:
-    """The arguments of a class, empty where they cannot be listed."""
-    names: set[str] = set()
-    for parent in cls.__mro__ if cls is not None else ():
-        if "__init__" not in vars(parent):
-            continue
-        kinds = inspect.signature(parent.__init__).parameters.values()  # type: ignore[misc]
-        names |= {p.name for p in kinds if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {"self"}
-        if not any(p.kind is p.VAR_KEYWORD for p in kinds):
-            return names
-    return set()
+    """The arguments that the parser accepts for a class, empty where they cannot be listed."""
+    if cls is None or cls is object:
+        return set()
+    parser = ArgumentParser(exit_on_error=False)
+    try:
+        parser.add_class_arguments(cls, "of", fail_untyped=False)
+    except Exception:  # whatever the parser cannot read it cannot have refused by name
+        return set()
+    return {action.dest.split(".")[1] for action in parser._actions if action.dest.startswith("of.")}
 
 
 def _shorten(message: str, tree: Mapping[str, Any]) -> str:
@@ -216,7 +253,7 @@ def _shorten(message: str, tree: Mapping[str, Any]) -> str:
     keys, leaves, value = [], [], None
     for line in message.splitlines():
         text = line.strip().removeprefix("- ")
-        if text.startswith(("Does not validate against", "Subtypes:", "Errors:", "Given value type:")) or not text:
+        if text.startswith(_WRAPPING) or not text:
             continue
         if text.startswith("Given value:"):
             value = value if value is not None else text.removeprefix("Given value:").strip()
@@ -224,13 +261,15 @@ def _shorten(message: str, tree: Mapping[str, Any]) -> str:
         if match := re.match(r'Parser key "([^"]+)":\s*(.*)', text):
             keys.append(match[1])
             text = match[2]
-        if text and "NoneType" not in text and not text.startswith("Expected a path but"):
-            leaves.append(re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text))
+        if text and "NoneType" not in text and not text.startswith(_WRAPPING):
+            text = re.sub(r"^Not of type \w+: ", "", text)
+            text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+            leaves.append(text.replace("Expected a ", "expected ").replace(". Got value:", ", got"))
     leaves = list(dict.fromkeys(leaves)) or [message.splitlines()[0]]
     where = _full_path(keys, tree, leaves[-1])
     if value is not None and len(value) < 60 and not any("got" in leaf.lower() for leaf in leaves):
         leaves[-1] += f", got {value}"
-    return f"{where}: {'; or '.join(leaves)}" if where else "; ".join(leaves)
+    return f"{where}: {' or '.join(leaves)}" if where else " or ".join(leaves)
 
 
 def _full_path(keys: list[str], tree: Mapping[str, Any], leaf: str) -> str:

@@ -1,10 +1,10 @@
 """A run's folder: its name, its checkpoints, its metrics, what it was started with, and whether it may be resumed.
 
-    runs/cifar10/redrl/2026-11-20_10-15-00/
-      config.yaml     the resolved config; `lightning test --config config.yaml --ckpt_path best` uses it again
-      git.json        commit, versions and command
-      metrics.csv     every logged number, one row a step
-      checkpoints/    best.ckpt and last.ckpt
+runs/cifar10/redrl/2026-11-20_10-15-00/
+  config.yaml     the resolved config; `lightning test --config config.yaml --ckpt_path best` uses it again
+  git.json        commit, versions and command
+  metrics.csv     every logged number, one row a step
+  checkpoints/    best.ckpt and last.ckpt
 """
 
 import csv
@@ -30,8 +30,9 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 # What shapes a network, so that weights of one do not fit the other; the class counts with `data` below.
-ARCHITECTURE = frozenset(
-    "name num_classes image_size in_channels inputs width blocks recognizer feature_network feature_layer num_attacks".split()
+ARCHITECTURE = (
+    *("name", "num_classes", "image_size", "in_channels"),
+    *("inputs", "width", "blocks", "recognizer", "feature_network", "feature_layer", "num_attacks"),
 )
 DATA_FACTS = ("num_classes", "in_channels", "image_size", "attack_classes")
 # Differ between any two runs and change nothing of the result.
@@ -39,7 +40,7 @@ _INCIDENTAL = frozenset({"config", "ckpt_path", "run_dir", "untrained", "weights
 
 
 class Checkpoint(ModelCheckpoint):
-    """Keeps `best.ckpt` and `last.ckpt` in the run's `checkpoints` folder, `last.ckpt` also when the run is interrupted.
+    """Keeps `best.ckpt` and `last.ckpt` in the run's `checkpoints` folder, the last also when the run is interrupted.
 
     Args:
         monitor: The logged number that decides what is best. None: the task's attribute `monitor`.
@@ -86,6 +87,11 @@ class Checkpoint(ModelCheckpoint):
         if due and not self._should_skip_saving_checkpoint(trainer):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Nothing in a `fast_dev_run`, which Lightning 2.6.6 forgets here."""
+        if not getattr(trainer, "fast_dev_run", False):
+            super().on_train_end(trainer, pl_module)
+
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Writes `last.ckpt` when the user or the cluster stops a run that has begun to train.
 
@@ -93,7 +99,7 @@ class Checkpoint(ModelCheckpoint):
         """
         stopped = isinstance(exception, (KeyboardInterrupt, SIGTERMException))
         fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-        if not stopped or not fitting or trainer.fast_dev_run or not trainer.strategy.optimizers:
+        if not stopped or not fitting or getattr(trainer, "fast_dev_run", False) or not trainer.strategy.optimizers:
             return
         self.last_model_path = os.path.join(str(self.dirpath), "last.ckpt")
         # Trainer.save_checkpoint ends in a barrier, which a rank that was stopped elsewhere never reaches
@@ -169,7 +175,7 @@ class MetricsFile(Logger):
 
 
 class RunRecord(Callback):
-    """Writes what the run was started with to its folder, its logger and its checkpoints, and notes how it was stopped.
+    """Puts what the run was started with into its folder, logger and checkpoints, and notes how it was stopped.
 
     Args:
         folder: The run's folder.
@@ -184,13 +190,17 @@ class RunRecord(Callback):
         self.stopped_by: BaseException | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Agrees on rank 0's folder; rank 0 writes."""
+        """Agrees on rank 0's folder; rank 0 tells Weights & Biases."""
         folder = trainer.strategy.broadcast(str(self.folder))
         if folder != str(self.folder):
             # ranks that torchrun or SLURM started could not inherit it
-            self.folder, trainer._default_root_dir = Path(folder), folder
-        if trainer.is_global_zero and not trainer.fast_dev_run:
-            self._write(trainer, trainer.state.fn.value if trainer.state.fn else stage)
+            self.folder = Path(folder)
+            vars(trainer)["_default_root_dir"] = folder
+        if trainer.is_global_zero:
+            # no collective may be in here (`trainer.log_dir` is one): the other ranks do not come
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.experiment.config.update({"cli": self.config, "source": self.source}, allow_val_change=True)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -202,17 +212,13 @@ class RunRecord(Callback):
         """Notes it for the message at the end."""
         self.stopped_by = exception
 
-    # runs on rank 0 alone, so nothing in it may be a collective (`trainer.log_dir` is one)
-    def _write(self, trainer: pl.Trainer, stage: str) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        first = stage == "fit" or not (self.folder / "config.yaml").exists()
-        (self.folder / ("config.yaml" if first else f"config_{stage}.yaml")).write_text(self.text, encoding="utf-8")
-        (self.folder / ("git.json" if first else f"git_{stage}.json")).write_text(
-            json.dumps({**self.source, "command": sys.argv}, indent=2) + "\n", encoding="utf-8"
-        )
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.experiment.config.update({"cli": self.config, "source": self.source}, allow_val_change=True)
+    def write(self, folder: Path, subcommand: str) -> None:
+        """Writes config and source to the folder, on one rank; beside a run's own, under the subcommand's name."""
+        folder.mkdir(parents=True, exist_ok=True)
+        suffix = "" if subcommand == "fit" or not (folder / "config.yaml").exists() else f"_{subcommand}"
+        (folder / f"config{suffix}.yaml").write_text(self.text, encoding="utf-8")
+        source = json.dumps({**self.source, "command": sys.argv}, indent=2)
+        (folder / f"git{suffix}.json").write_text(source + "\n", encoding="utf-8")
 
 
 def new_folder(name: str, root: Path = Path("runs")) -> Path:
@@ -278,7 +284,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Settings that differ between two plain configs, as (dotted key, old, new), without those that change no result."""
+    """Settings that differ between two plain configs: (dotted key, old, new); without those that change no result."""
     left, right = dict(_flatten(old)), dict(_flatten(new))
     keys = [key for key in (*left, *(k for k in right if k not in left)) if key not in _INCIDENTAL]
     return [(key, left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)]
@@ -298,10 +304,10 @@ def mismatches(
     Returns:
         (key, value in the checkpoint, value now).
     """
-    old = checkpoint.get("config", {})
+    # a checkpoint of plain Lightning has no config
     found = [
         (key, before, now)
-        for key, before, now in differences(old, config)
+        for key, before, now in differences(checkpoint.get("config", config), config)
         if key == "model.class_path"
         or (key.startswith("model.init_args.") and key.rpartition(".")[2] in ARCHITECTURE and None not in (before, now))
         or (key == "seed_everything" and resume)
@@ -309,9 +315,8 @@ def mismatches(
     if found and found[0][0] == "model.class_path":
         found = [entry for entry in found if not entry[0].startswith("model.init_args.")]
     known = checkpoint.get("data", {})
-    return found + [
-        (f"data: {key}", known[key], facts[key]) for key in DATA_FACTS if key in known and key in facts and known[key] != facts[key]
-    ]
+    shared = [name for name in DATA_FACTS if name in known and name in facts]
+    return found + [(f"data: {name}", known[name], facts[name]) for name in shared if known[name] != facts[name]]
 
 
 def _flatten(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

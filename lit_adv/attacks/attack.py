@@ -77,7 +77,6 @@ class Problem:
         self.mask = mask
         self.draws = draws
         self._model = model
-        self._dtype = next((p.dtype for p in _parameters(model) if p.is_floating_point()), x.dtype)
         self._index: Tensor | None = None
         self._bad = _bad_input(x, classes)
         self._checked = [False]  # shared by `take`: one wait for the device a call
@@ -117,12 +116,15 @@ class Problem:
     def graph(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``x`` as a leaf and its logits with their graph, for attacks that take several gradients of one pass."""
         x = x.detach().requires_grad_()
-        return x, self._forward(x)
+        with torch.compiler.set_stance("force_eager"):  # a compiled model's graph gives one gradient only
+            return x, self._forward(x)
 
     def backward(self, total: Tensor, x: Tensor, *, keep_graph: bool = False) -> Tensor:
         """The masked gradient of a scalar in ``x``; never touches the parameters' ``.grad``."""
-        (gradient,) = torch.autograd.grad(total, x, retain_graph=keep_graph, allow_unused=True)
         self._count(2)
+        gradient = None
+        if total.requires_grad:
+            (gradient,) = torch.autograd.grad(total, x, retain_graph=keep_graph, allow_unused=True)
         if gradient is None:  # a model that ignores its input
             return torch.zeros_like(x)
         gradient = gradient.nan_to_num_(0.0)
@@ -150,15 +152,7 @@ class Problem:
                 raise ValueError(_explain(self.x, self.classes))
 
     def _forward(self, x: Tensor) -> Tensor:
-        kind = x.device.type
-        # a weight cast under no_grad and kept by autocast would reach the user's own step without its gradient
-        uncached = (
-            torch.autocast(kind, dtype=torch.get_autocast_dtype(kind), cache_enabled=False)
-            if torch.is_autocast_enabled(kind)
-            else contextlib.nullcontext()
-        )
-        with uncached:
-            logits = self._model(x.to(self._dtype))
+        logits = _call(self._model, x)
         self._count(1)
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
             found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -239,13 +233,13 @@ class Attack(ABC):
         if len(images):
             goal = labels if targets is None else targets
             with _untouched(model) as inner, torch.no_grad():
-                dtype = next((p.dtype for p in _parameters(inner) if p.is_floating_point()), adversarial.dtype)
-                hit = inner(adversarial.to(dtype)).argmax(1) == goal.to(adversarial.device)
+                hit = _call(inner, adversarial).argmax(1) == goal.to(adversarial.device)
             success = hit if targets is not None else ~hit
         else:
             success = torch.zeros(0, dtype=torch.bool, device=images.device)
         delta = (adversarial.double() - images.double()).flatten(2)
         pixels = delta.abs().amax(1) if delta.shape[1] else delta.sum(1)
+        dtype = torch.float64 if images.dtype == torch.float64 else torch.float32  # half precision cannot count pixels
         return AttackResult(
             images=adversarial,
             success=success,
@@ -254,10 +248,10 @@ class Attack(ABC):
             backwards=counts[2],
             queries=counts[1].clone(),
             norms={
-                "l0": (pixels > 0).sum(1).to(images.dtype),
-                "l1": delta.abs().sum((1, 2)).to(images.dtype),
-                "l2": delta.square().sum((1, 2)).sqrt().to(images.dtype),
-                "linf": pixels.amax(1).to(images.dtype) if pixels.shape[1] else pixels.sum(1).to(images.dtype),
+                "l0": (pixels > 0).sum(1).to(dtype),
+                "l1": delta.abs().sum((1, 2)).to(dtype),
+                "l2": delta.square().sum((1, 2)).sqrt().to(dtype),
+                "linf": (pixels.amax(1) if pixels.shape[1] else pixels.sum(1)).to(dtype),
             },
         )
 
@@ -310,9 +304,10 @@ class Attack(ABC):
             crafted = x if budget is not None and budget[1] == 0 else self._craft(problem).detach()
             problem.check()
             crafted = problem.restrict(crafted)
-            if budget is not None:
-                ball, eps = budget
-                crafted = problem.restrict(ball.enforce(x, crafted, eps))
+            if budget is None:
+                return crafted.to(images.dtype), problem.counts
+            ball, eps = budget
+            crafted = problem.restrict(ball.enforce(x, crafted, eps))
             return _round_towards(crafted, x, images.dtype), problem.counts
 
 
@@ -340,8 +335,19 @@ def _untouched(model: nn.Module) -> Iterator[nn.Module]:
             module.training = training
 
 
-def _parameters(model: Any) -> Iterator[nn.Parameter]:
-    return model.parameters() if isinstance(model, nn.Module) else iter(())
+def _call(model: Any, x: Tensor) -> Any:
+    """The model's output for ``x``, given in the precision of its parameters."""
+    kind = x.device.type
+    # a weight cast under no_grad and kept by autocast would reach the user's own step without its gradient
+    uncached = (
+        torch.autocast(kind, dtype=torch.get_autocast_dtype(kind), cache_enabled=False)
+        if torch.is_autocast_enabled(kind)
+        else contextlib.nullcontext()
+    )
+    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
+    dtype = next((p.dtype for p in parameters if p.is_floating_point()), x.dtype)
+    with uncached:
+        return model(x.to(dtype, copy=True))  # a copy, since a model may normalise in place
 
 
 def _check_shapes(name: str, images: Tensor, labels: Tensor, targets: Tensor | None) -> None:

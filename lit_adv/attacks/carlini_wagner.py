@@ -91,12 +91,12 @@ class CarliniWagnerL2(Attack):
 class CarliniWagnerLinf(Attack):
     """Carlini and Wagner's attack for the Linf norm.
 
-    ``variant="bounded"`` is the reading of Souri et al.'s "CW-Linf" with a radius: Adam on ``||delta||_2^2 + c
-    f(x')``, clamped to the ball and to [0, 1] after every step; keeps the success with the smallest L2 norm, else
-    returns the last iterate. ``variant="carlini"`` is the original (arXiv:1608.04644, section VI-C): penalises what
-    exceeds a threshold, which shrinks by a tenth with every success; c doubles with every failure, from 1e-5 up to
-    ``c``; an image for which nothing is found comes back clean. It starts at the threshold ``eps``: give ``eps=1`` for
-    the paper's.
+    ``variant="bounded"`` is the reading of Souri et al.'s "CW-Linf" with a radius: Adam on ``||delta||_2^2 + c f(x')``,
+    clamped to the ball and to [0, 1] after every step; keeps the success with the smallest L2 norm, else returns the
+    last iterate. ``variant="carlini"`` is the original (arXiv:1608.04644, section VI-C): penalises what exceeds a
+    threshold, which shrinks by a tenth with every success within it, down to 1/256; c doubles with every failure, from
+    1e-5 up to ``c``; an image for which nothing is found comes back clean. It starts at the threshold ``eps``: give
+    ``eps=1`` for the paper's.
 
     Args:
         eps: Radius in pixel units of [0, 1].
@@ -159,7 +159,6 @@ class CarliniWagnerLinf(Attack):
         linf = norm("linf")
         while len(active):
             view = best.take(active)
-            found = view.renew()
             shown = threshold  # the closure must keep this round's thresholds
             _descend(
                 part,
@@ -175,10 +174,11 @@ class CarliniWagnerLinf(Attack):
             )
             best.put(active, view)
             start = view.images
-            reached = torch.minimum(threshold, view.size)
-            threshold = torch.where(found, 0.9 * reached, threshold)
+            # a success outside the threshold, such as the one it starts from, does not count; the share is for rounding
+            found = view.size <= 1.0001 * threshold
+            threshold = torch.where(found, 0.9 * view.size, threshold)
             c = torch.where(found, c, 2 * c)
-            going = (threshold >= 1 / 256) & (c <= self.c)
+            going = ((threshold >= 1 / 256) | view.size.isinf()) & (c <= self.c)
             kept = going.nonzero()[:, 0]
             active, part, start, threshold, c = active[kept], part.take(kept), start[kept], threshold[kept], c[kept]
         return best.images
@@ -267,7 +267,8 @@ def _descend(
                 x, w, c, slope, gradient, first, second, checked = (
                     each[kept] for each in (x, w, c, slope, gradient, first, second, checked)
                 )
-        gradient = slope + rows(c) * gradient
+        # Adam squares it, and float32 ends at 3e38
+        gradient = (slope + rows(c) * gradient).clamp(-1e18, 1e18)
         if box == "tanh":
             gradient = gradient * (0.5 * (1 - torch.tanh(w).square()))
         first = first.lerp(gradient, 0.1)

@@ -71,7 +71,7 @@ class DeepFool(Attack):
                 )
                 leaf, logits = part.graph(x)
             # beyond 1 lies no image; without the clamp a vanishing gradient ends in infinity
-            total = (total + self._to_boundary(part, leaf, logits, candidates)).clamp_(-1, 1)
+            total = (total + self._to_boundary(part, leaf, logits, candidates, total)).clamp_(-1, 1)
             x = part.restrict(part.x + (1 + self.overshoot) * total)
             part.iterated()
         done = part.succeeded(part.logits(x))
@@ -86,8 +86,8 @@ class DeepFool(Attack):
         others = logits.detach().scatter(1, problem.classes[:, None], -math.inf)
         return others.topk(count - 1, dim=1).indices
 
-    def _to_boundary(self, problem: Problem, leaf: Tensor, logits: Tensor, candidates: Tensor) -> Tensor:
-        """The shortest step to one of the linearised boundaries."""
+    def _to_boundary(self, problem: Problem, leaf: Tensor, logits: Tensor, candidates: Tensor, total: Tensor) -> Tensor:
+        """The shortest step to one of the linearised boundaries, at least a thousandth of the way so far."""
         ball = norm(self.norm)
         own = logits.gather(1, problem.classes[:, None])[:, 0]
         if problem.targeted:
@@ -106,4 +106,8 @@ class DeepFool(Attack):
             closer = distance < nearest
             nearest = torch.where(closer, distance, nearest)
             direction = torch.where(rows(closer), gradient, direction)
+        # where pixels are clipped every step falls short, and in half precision many images land on the boundary:
+        # without a least length they would never cross; 1e-4 is what the authors' code adds to every distance
+        gone = ball.size(total)
+        nearest = torch.maximum(nearest, torch.where(gone > 0, 1e-3 * gone, 1e-4))
         return rows(nearest.nan_to_num(posinf=0.0)) * ball.steepest(direction)

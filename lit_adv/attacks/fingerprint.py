@@ -28,9 +28,10 @@ def _feed(digest: Any, value: object) -> None:
         digest.update(stored.flatten().view(torch.uint8).numpy().tobytes() if stored.numel() else b"")
     elif isinstance(value, bool) or value is None or isinstance(value, str):
         digest.update(f"{type(value).__name__} {value!r};".encode())
-    elif isinstance(value, int | float):
-        # 1 and 1.0 are the same setting, and a Radius the same as the float it holds
-        digest.update(f"number {float(value).hex()};".encode())
+    elif isinstance(value, int):
+        digest.update(f"int {value};".encode())  # Center(1) is one pixel, Center(1.0) the whole side
+    elif isinstance(value, float):
+        digest.update(f"float {float(value).hex()};".encode())  # a Radius is the same as the float it holds
     elif isinstance(value, list | tuple):
         digest.update(f"sequence {len(value)};".encode())
         for item in value:
@@ -39,7 +40,11 @@ def _feed(digest: Any, value: object) -> None:
         digest.update(f"{type(value).__module__}.{type(value).__qualname__}(".encode())
         for field in dataclasses.fields(value):
             digest.update(f"{field.name}=".encode())
-            _feed(digest, getattr(value, field.name))
+            held = getattr(value, field.name)
+            # a field that is a float may be given as 100 or 100.0; where both are allowed, they mean different things
+            if type(held) is int and "int" not in str(field.type):
+                held = float(held)
+            _feed(digest, held)
         digest.update(b")")
     else:
         raise TypeError(

@@ -47,8 +47,10 @@ class Norm(ABC):
 
     def check(self, owner: str, eps: float, field: str = "eps") -> None:
         """Raises ValueError unless ``eps`` is a radius in pixel units of [0, 1]."""
-        if eps < 0 or eps > self.limit or eps != eps:
-            wanted = f"in [0, {self.limit:g}]" if self.limit < math.inf else "at least 0"
+        if not isinstance(eps, int | float):
+            raise ValueError(f"{owner}: {field} must be a number, got {eps!r} (Radius reads fractions such as 8/255)")
+        if not 0 <= eps <= self.limit or eps == math.inf:
+            wanted = f"in [0, {self.limit:g}]" if self.limit < math.inf else "at least 0 and finite"
             hint = f"; did you mean {eps:g}/255?" if eps > self.limit else ""
             raise ValueError(
                 f"{owner}: {field} must be {wanted} for {self.name}, got {eps:g} (images are in [0, 1]{hint})"

@@ -33,7 +33,7 @@ def objective(name: str, owner: str = "objective", confidence: float = 0.0) -> O
     """
     if name not in _OBJECTIVES:
         raise ValueError(f"{owner}: objective must be one of {', '.join(_OBJECTIVES)}, got {name!r}")
-    if confidence < 0 or (confidence > 0 and name != "f6"):
+    if not 0 <= confidence < math.inf or (confidence > 0 and name != "f6"):
         raise ValueError(f"{owner}: confidence must be 0 unless objective is f6 (there >= 0), got {confidence:g}")
     if name == "f6":
         return lambda logits, classes, targeted: margin(logits, classes, targeted).clamp(min=-confidence)

@@ -164,7 +164,7 @@ class Mask(Region):
 
 
 def _check_length(owner: str, field: str, length: float) -> None:
-    if length < 0 or (isinstance(length, float) and length > 1):
+    if not length >= 0 or (isinstance(length, float) and length > 1):
         raise ValueError(
             f"{owner}: {field} must be an int >= 0 (pixels) or a float in [0, 1] (a share of the side), got {length}"
         )

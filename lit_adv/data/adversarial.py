@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,7 +18,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from lit_adv.attacks import Attack, Region
 from lit_adv.attacks.randomness import Draws, mix, mix_int
-from lit_adv.data.batches import Keys, OrderedBatches, ResumableLoader, ShuffledBatches, batches_trained
+from lit_adv.data.batches import (
+    EpochBatches,
+    Keys,
+    OrderedBatches,
+    PredictionLoader,
+    ResumableLoader,
+    ShuffledBatches,
+    batches_trained,
+)
 from lit_adv.data.cache import AdversarialCache
 from lit_adv.models import fingerprint, freeze_, load_classifier
 
@@ -209,7 +217,7 @@ class AdversarialDataModule(pl.LightningDataModule):
         items = _Items(self, "train")
         batches = _TrainingBatches(items, self, ranks, rank)
         progress = None if self.trainer is None else functools.partial(batches_trained, self.trainer)
-        return ResumableLoader(items, batches, self.num_workers, progress, torch.cuda.is_available())
+        return self._loader(items, batches, progress)
 
     def val_dataloader(self) -> ResumableLoader:
         return self._evaluation("val")
@@ -217,8 +225,8 @@ class AdversarialDataModule(pl.LightningDataModule):
     def test_dataloader(self) -> ResumableLoader:
         return self._evaluation("test")
 
-    def predict_dataloader(self) -> ResumableLoader:
-        return self._evaluation("test")
+    def predict_dataloader(self) -> PredictionLoader:
+        return PredictionLoader(self._evaluation("test"))
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Crafts what the cache did not have; batches that are not ours pass."""
@@ -341,8 +349,15 @@ class AdversarialDataModule(pl.LightningDataModule):
     def _evaluation(self, split: Split) -> ResumableLoader:
         ranks, rank = _ranks()
         items = _Items(self, split)
+        return self._loader(items, _EvaluationBatches(items, self, ranks, rank), None)
+
+    def _loader(self, items: _Items, batches: EpochBatches, progress: Callable[[], int] | None) -> ResumableLoader:
         return ResumableLoader(
-            items, _EvaluationBatches(items, self, ranks, rank), self.num_workers, None, torch.cuda.is_available()
+            items,
+            sampler=batches,
+            num_workers=self.num_workers,
+            progress=progress,
+            pin_memory=torch.cuda.is_available(),
         )
 
     def _begin(self, split: Split) -> None:
@@ -499,7 +514,7 @@ class AdversarialDataModule(pl.LightningDataModule):
 
     def _image_shape(self) -> tuple[int, ...]:
         if self._shape is None:
-            raise RuntimeError("AdversarialDataModule: the images' shape is known after setup(); call setup() first")
+            raise AttributeError("AdversarialDataModule: the images' shape is known after setup(); call setup() first")
         return self._shape
 
     def _check(self) -> None:
@@ -566,7 +581,7 @@ class AdversarialDataModule(pl.LightningDataModule):
             try:
                 with torch.no_grad():
                     logits = victim(torch.zeros(1, *shape, device=device))
-            except RuntimeError as error:
+            except (RuntimeError, ValueError) as error:
                 raise ValueError(
                     f"AdversarialDataModule: victim {name} does not take images of shape {shape} ({error}); "
                     "its image_size and in_channels must be the data's"
@@ -682,7 +697,7 @@ class _TrainingBatches(ShuffledBatches):
 
     def __iter__(self) -> Iterator[Keys]:
         self.module._begin("train")
-        return super().__iter__()
+        yield from super().__iter__()
 
 
 class _EvaluationBatches(OrderedBatches):
@@ -701,7 +716,7 @@ class _EvaluationBatches(OrderedBatches):
 
     def __iter__(self) -> Iterator[Keys]:
         self.module._begin(self.split)
-        return super().__iter__()
+        yield from super().__iter__()
 
 
 def _dataset(source: pl.LightningDataModule, split: Split) -> Dataset[Any]:

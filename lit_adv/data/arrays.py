@@ -2,6 +2,8 @@
 
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -162,16 +164,19 @@ class Arrays(ImageDataModule):
             raise self._damaged() from error
         return array
 
-    def _open(self) -> Any:
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
         if not self.path.is_file():
             raise FileNotFoundError(f"{self._name}: there is no file '{self.path}' (correct path)")
-        try:
-            file = np.load(self.path, allow_pickle=False)
-        except (ValueError, zipfile.BadZipFile, EOFError, OSError) as error:
-            raise self._damaged() from error
-        if isinstance(file, np.ndarray):
-            raise ValueError(f"{self._name}: '{self.path}' must be an .npz file, got a single array (use np.savez)")
-        return file
+        with self.path.open("rb") as raw:
+            try:
+                file = np.load(raw, allow_pickle=False)
+            except (ValueError, zipfile.BadZipFile, EOFError, OSError) as error:
+                raise self._damaged() from error
+            if isinstance(file, np.ndarray):
+                raise ValueError(f"{self._name}: '{self.path}' must be an .npz file, got a single array (use np.savez)")
+            with file:
+                yield file
 
     def _damaged(self) -> ValueError:
         return ValueError(f"{self._name}: '{self.path}' is truncated or no .npz file (save or copy it again)")

@@ -28,9 +28,10 @@ class EpochBatches(DistributedSampler[Keys]):
         raise NotImplementedError(f"{type(self).__name__} must say which batches an epoch has")
 
     def __iter__(self) -> Iterator[Keys]:
+        # a generator, since a loader with workers asks for an iterator twice and uses the second
         batches = self.plan()
         start, self.start = self.start, 0  # only the epoch that was interrupted starts in its middle
-        return iter(batches[start if start < len(batches) else 0 :])
+        yield from batches[start if start < len(batches) else 0 :]
 
 
 class ShuffledBatches(EpochBatches):
@@ -72,8 +73,9 @@ class OrderedBatches(EpochBatches):
         self.batch_size = batch_size
 
     def __len__(self) -> int:
-        most = -(-self.count // self.num_replicas)
-        return -(-most // self.batch_size)
+        least, most = self.count // self.num_replicas, -(-self.count // self.num_replicas)
+        # no batch may be empty on a rank that has one sample less: at batch size 1, one batch of another rank has 2
+        return min(-(-most // self.batch_size), least)
 
     def plan(self) -> list[Keys]:
         mine = np.arange(self.rank, self.count, self.num_replicas)
@@ -85,24 +87,39 @@ class OrderedBatches(EpochBatches):
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A loader of `EpochBatches` that Lightning can resume in the middle of an epoch.
+    """A loader of `EpochBatches` that a run can resume in the middle of an epoch.
+
+    Batches are planned when the first one is asked for, not when the iterator is made: Lightning makes it before it has
+    restored the epoch and its progress, and with `estimated_stepping_batches` even before it has read the checkpoint.
 
     Args:
         dataset: Gives a collated batch for a list of keys.
         sampler: The batches.
         num_workers: As in DataLoader.
-        progress: How many batches of the running epoch have been trained on; what a checkpoint stores.
+        progress: How many batches of the running epoch have been trained on; None where no trainer knows it: then
+            `load_state_dict` says where the next epoch starts.
         pin_memory: As in DataLoader.
+        rebuilt: Nothing; what Lightning gives where it would replace the sampler.
+
+    Raises:
+        ValueError: Lightning wants another order (`overfit_batches`).
     """
 
     def __init__(
         self,
         dataset: Dataset[Any],
+        *,
         sampler: EpochBatches,
         num_workers: int = 0,
         progress: Callable[[], int] | None = None,
         pin_memory: bool = False,
+        **rebuilt: Any,
     ) -> None:
+        if rebuilt:
+            raise ValueError(
+                "trainer: overfit_batches must be 0, since batches are made from the seed (use limit_train_batches, or "
+                "train_limit of the clean data)"
+            )
         super().__init__(
             dataset,
             batch_size=None,
@@ -113,11 +130,29 @@ class ResumableLoader(DataLoader[Any]):
         )
         self.progress = progress
 
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        if self.progress is not None:
+            self.sampler.start = self.progress()  # type: ignore[attr-defined]
+        yield from super().__iter__()
+
     def state_dict(self) -> dict[str, int]:
         return {"batches": self.progress() if self.progress is not None else 0}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.sampler.start = int(state["batches"])  # type: ignore[attr-defined]
+
+
+class PredictionLoader:
+    """A loader's batches, and nothing that Lightning would take apart: it builds any DataLoader anew for prediction."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.loader)
 
 
 def batches_trained(trainer: Any) -> int:

@@ -28,6 +28,7 @@ class ImageDataset(Dataset[Sample], ABC):
     labels: Tensor
     _padding = 0
     _flip = False
+    _seed = 0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -36,11 +37,16 @@ class ImageDataset(Dataset[Sample], ABC):
         images, labels = self.batch([index])
         return images[0], int(labels[0])
 
-    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Several items at once: images `(B, C, H, W)` float32 in `[0, 1]` and labels `(B,)` int64."""
+    def batch(self, indices: Sequence[int], epoch: int | None = None) -> tuple[Tensor, Tensor]:
+        """Several items at once: images `(B, C, H, W)` float32 in `[0, 1]` and labels `(B,)` int64.
+
+        Args:
+            indices: Their positions.
+            epoch: Augmentation then depends on the seed, the epoch and the image alone; None draws afresh.
+        """
         images = self._read(indices)
         if self._padding or self._flip:
-            images = _crop_and_flip(images, self._padding, self._flip)
+            images = _crop_and_flip(images, self._padding, self._flip, self._draw(indices, epoch))
         if images.dtype == torch.uint8:
             images = images.float() / 255
         return images, self.labels[list(indices)]
@@ -51,17 +57,25 @@ class ImageDataset(Dataset[Sample], ABC):
         other.labels = self.labels[indices]
         return other
 
-    def augmented(self, padding: int, flip: bool) -> Self:
+    def augmented(self, padding: int, flip: bool, seed: int = 0) -> Self:
         """The same images, cropped at random after zero padding and, if asked, flipped left to right at random.
 
         Args:
             padding: Pixels on each side.
             flip: Whether to flip half of the reads.
+            seed: Of the draws, where `batch` is told the epoch.
         """
         other = self._subset(torch.arange(len(self)))
         other.labels = self.labels
-        other._padding, other._flip = padding, flip
+        other._padding, other._flip, other._seed = padding, flip, seed
         return other
+
+    def _draw(self, indices: Sequence[int], epoch: int | None) -> Tensor:
+        if epoch is None:
+            return torch.rand(len(indices), 3)
+        # a generator an image: the same in any batch, on any rank, in any worker and after any resume
+        rows = [np.random.default_rng([self._seed, epoch, int(index)]).random(3) for index in indices]
+        return torch.from_numpy(np.stack(rows))
 
     @abstractmethod
     def _read(self, indices: Sequence[int]) -> Tensor:
@@ -158,12 +172,13 @@ def _to_square(pixels: Tensor, size: int, margin: int) -> Tensor:
     return TF.center_crop(pixels, [size]).round().clamp(0, 255).to(torch.uint8)
 
 
-def _crop_and_flip(images: Tensor, padding: int, flip: bool) -> Tensor:
+def _crop_and_flip(images: Tensor, padding: int, flip: bool, draws: Tensor) -> Tensor:
     count, _, height, width = images.shape
     padded = F.pad(images, (padding,) * 4)
-    rows = torch.randint(2 * padding + 1, (count, 1)) + torch.arange(height)
-    columns = torch.randint(2 * padding + 1, (count, 1)) + torch.arange(width)
+    offsets = (draws[:, :2] * (2 * padding + 1)).long()
+    rows = offsets[:, :1] + torch.arange(height)
+    columns = offsets[:, 1:] + torch.arange(width)
     if flip:
-        columns = torch.where(torch.rand(count, 1) < 0.5, columns.flip(1), columns)
+        columns = torch.where(draws[:, 2:] < 0.5, columns.flip(1), columns)
     each = torch.arange(count)[:, None, None]
     return padded[each, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

@@ -35,7 +35,7 @@ class Digits(ImageDataModule):
         labels = torch.from_numpy(data.target).long()
         if self.image_size == 8:
             # 255/16 is no integer, so what is not resized is not yet a multiple of 1/255
-            pixels = (pixels * 255).round() / 255
+            pixels = (pixels * 255).round().to(torch.uint8)
         everything = TensorImages(pixels, labels)
         order = stratified_order(labels, seed=0)
         test = len(labels) // 5

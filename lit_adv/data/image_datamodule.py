@@ -1,16 +1,23 @@
 """What all clean data modules share: splits, limits, augmentation and loaders."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
-from lit_adv.data.batches import EpochBatches, OrderedBatches, ResumableLoader, ShuffledBatches, batches_trained
+from lit_adv.data.batches import (
+    EpochBatches,
+    Keys,
+    OrderedBatches,
+    ResumableLoader,
+    ShuffledBatches,
+    batches_trained,
+)
 from lit_adv.data.datasets import ImageDataset, TensorImages, to_square
 from lit_adv.data.sampling import rank_and_world, stratified_order
 
@@ -150,8 +157,9 @@ class ImageDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled training batches."""
         rank, world = rank_and_world()
+        batches = _TrainingBatches(self.train_dataset, self.batch_size, self.seed, world, rank)
         return self._loader(
-            self.train_dataset, ShuffledBatches(self.train_dataset, self.batch_size, self.seed, world, rank)
+            self.train_dataset, batches, lambda: batches_trained(self.trainer) if self.trainer is not None else 0
         )
 
     def val_dataloader(self) -> ResumableLoader | list[ResumableLoader]:
@@ -162,9 +170,16 @@ class ImageDataModule(pl.LightningDataModule):
         """Test batches, every image once."""
         return self._eval_loader(self.test_dataset)
 
-    def predict_dataloader(self) -> ResumableLoader:
-        """The test batches."""
-        return self._eval_loader(self.test_dataset)
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """The test images, every one once."""
+        # a plain loader: for predictions Lightning puts a sampler of its own into it, and deals to the ranks itself
+        return DataLoader(
+            self.test_dataset,
+            batch_size=self.eval_batch_size,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
 
     @property
     def _name(self) -> str:
@@ -203,20 +218,29 @@ class ImageDataModule(pl.LightningDataModule):
         return dataset.subset(stratified_order(dataset.labels, self.seed)[:limit])
 
     def _augmented(self, dataset: ImageDataset) -> ImageDataset:
-        return dataset.augmented(self.image_size // 8, self.flips) if self.augment else dataset
+        return dataset.augmented(self.image_size // 8, self.flips, self.seed) if self.augment else dataset
 
     def _eval_loader(self, dataset: ImageDataset) -> ResumableLoader:
         rank, world = rank_and_world()
         return self._loader(dataset, OrderedBatches(dataset, len(dataset), self.eval_batch_size, world, rank))
 
-    def _loader(self, dataset: ImageDataset, batches: EpochBatches) -> ResumableLoader:
+    def _loader(
+        self, dataset: ImageDataset, batches: EpochBatches, progress: Callable[[], int] | None = None
+    ) -> ResumableLoader:
         return ResumableLoader(
             _Batches(dataset),
-            batches,
+            sampler=batches,
             num_workers=self.num_workers,
-            progress=lambda: batches_trained(self.trainer) if self.trainer is not None else 0,
+            progress=progress,
             pin_memory=torch.cuda.is_available(),
         )
+
+
+class _TrainingBatches(ShuffledBatches):
+    """Batches that tell the dataset the epoch, which decides how an image is augmented."""
+
+    def plan(self) -> list[Keys]:
+        return [[(self.epoch, index) for index in batch] for batch in super().plan()]
 
 
 class _Batches(Dataset[tuple[Tensor, Tensor]]):
@@ -228,8 +252,10 @@ class _Batches(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        return self.dataset.batch(indices)
+    def __getitem__(self, keys: Keys) -> tuple[Tensor, Tensor]:
+        if isinstance(keys[0], tuple):
+            return self.dataset.batch([index for _, index in keys], epoch=keys[0][0])
+        return self.dataset.batch(keys)
 
 
 def require_files(owner: str, folder: Path, names: Sequence[str], remedy: str) -> None:

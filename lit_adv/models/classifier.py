@@ -90,9 +90,9 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `(B, K)` of images `(B, C, H, W)` in `[0, 1]`."""
-        channels = self.spec["in_channels"]
+        channels, size = self.spec["in_channels"], self.spec["image_size"]
         if images.ndim != 4 or images.size(1) != channels:
-            raise ValueError(f"Classifier: images must be (B, {channels}, H, W), got {tuple(images.shape)}")
+            raise ValueError(f"Classifier: images must be (B, {channels}, {size}, {size}), got {tuple(images.shape)}")
         logits: Tensor = self.network(self.normalize(images))
         return logits
 
@@ -241,7 +241,7 @@ _SMALLEST = {"vgg16": 32, "vgg16_bn": 32, "vgg19": 32, "vgg19_bn": 32, "alexnet"
 
 def _network(name: str, num_classes: int, image_size: int, in_channels: int) -> nn.Module:
     if name == "small_cnn":
-        return SmallCNN(num_classes, in_channels)
+        return SmallCNN(num_classes, image_size, in_channels)
     if name in _CIFAR_DEPTHS:
         return CIFARResNet(_CIFAR_DEPTHS[name], num_classes, in_channels)
     return torchvision_network(name, num_classes, image_size, in_channels)

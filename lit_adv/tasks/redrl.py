@@ -105,15 +105,44 @@ class REDRL(pl.LightningModule):
         self._reconstruction: ReconstructionAccuracy | None = None
         self._finite: Tensor | None = None
 
+    def prepare_data(self) -> None:
+        """Refuses what does not fit the data, and fetches F's weights, before the data module crafts for hours."""
+        self._check_data(complete=False)
+        self._make_features()
+
     def configure_model(self) -> None:
         """Builds G and Psi; what is None is taken from the data module."""
         if self.psi is not None:
             return
+        self._check_data()
+        channels = int(self.hparams["in_channels"])
+        if self.hparams["inputs"] == "residual":
+            self.reconstructor = Reconstructor(channels, self.hparams["width"], self.hparams["blocks"])
+        seen = channels if self.hparams["inputs"] == "image" else 2 * channels
+        self.psi = AttackRecognizer(int(self.hparams["num_attacks"]), seen, self.hparams["recognizer"])
+        self._make_features()
+
+    def _make_features(self) -> None:
+        if self._uses("features") and "features" not in self._frozen:
+            self._frozen["features"] = VGGFeatures(
+                self.hparams["feature_network"], self.hparams["feature_layer"], self.hparams["feature_weights"]
+            )
+
+    def _check_data(self, complete: bool = True) -> None:
         data = self._data()
+        if data is not None and not hasattr(data, "attack_classes"):
+            raise ValueError("REDRL: needs an AdversarialDataModule as its data (`--data AdversarialDataModule`)")
+        if data is not None and (self.hparams["phi"] or data.victim_names[0]) not in data.victim_names:
+            raise ValueError(
+                f"REDRL: phi must be one of the data module's victims ({', '.join(data.victim_names)}), got "
+                f"{self.hparams['phi']!r}"
+            )
         for field, name in (("num_attacks", "attack_classes"), ("in_channels", "in_channels")):
             found = getattr(data, name, None)
             found = len(found) if isinstance(found, list) else found
             given = self.hparams[field]
+            if given is None and found is None and not complete:
+                continue  # the shape of anybody's images is known once they have been read
             if given is None and found is None:
                 raise ValueError(
                     f"REDRL: {field} must be given where there is no adversarial data module to take it from, got None"
@@ -124,27 +153,14 @@ class REDRL(pl.LightningModule):
                     "use the attacks and images that the network was trained with)"
                 )
             self.hparams[field] = found if given is None else given
-        channels = int(self.hparams["in_channels"])
-        if self.hparams["inputs"] == "residual":
-            self.reconstructor = Reconstructor(channels, self.hparams["width"], self.hparams["blocks"])
-        seen = channels if self.hparams["inputs"] == "image" else 2 * channels
-        self.psi = AttackRecognizer(int(self.hparams["num_attacks"]), seen, self.hparams["recognizer"])
-        if self._uses("features") and "features" not in self._frozen:
-            self._frozen["features"] = VGGFeatures(
-                self.hparams["feature_network"], self.hparams["feature_layer"], self.hparams["feature_weights"]
-            )
 
     def setup(self, stage: str) -> None:
         data = self._data()
-        if data is None or not hasattr(data, "attack_classes"):
-            raise ValueError("REDRL: needs an AdversarialDataModule as its data (`--data AdversarialDataModule`)")
-        name = self.hparams["phi"] or data.victim_names[0]
-        if name not in data.victim_names:
-            raise ValueError(
-                f"REDRL: phi must be one of the data module's victims ({', '.join(data.victim_names)}), got {name!r}"
-            )
+        if data is None:
+            raise ValueError("REDRL: needs an AdversarialDataModule as its data (pass datamodule=...)")
+        self._check_data()
         if "phi" not in self._frozen:
-            self._frozen["phi"] = data.victim(name)
+            self._frozen["phi"] = data.victim(self.hparams["phi"] or data.victim_names[0])
         classes, victims = data.attack_classes, data.victim_names
         weights = [PAPER_WEIGHTS[one] for one in classes] if set(classes) == set(PAPER_WEIGHTS) else None
         self._recognition = {split: RecognitionAccuracy(classes, weights) for split in ("val", "test")}
@@ -174,12 +190,13 @@ class REDRL(pl.LightningModule):
         """
         self.configure_model()
         assert self.psi is not None
+        images = images.to(next(self.psi.parameters()).dtype)  # bfloat16 where the trainer's precision is bf16-true
         if self.hparams["inputs"] == "image":
             return Recovery(self.psi(images), None, None)
         if self.hparams["inputs"] == "delta":
             if clean is None:
                 raise ValueError('REDRL: inputs="delta" needs the clean images as well, got None')
-            delta = images - clean
+            delta = images - clean.to(images.dtype)
             return Recovery(self.psi(torch.cat([delta, images], 1)), None, delta)
         assert self.reconstructor is not None
         reconstructed = self.reconstructor(images)
@@ -198,9 +215,9 @@ class REDRL(pl.LightningModule):
         parts = {"attack": F.cross_entropy(recovery.logits.float(), batch.attack, label_smoothing=smoothing)}
         loss = parts["attack"]
         if recovery.reconstructed is not None:
-            made = recovery.reconstructed
+            made = recovery.reconstructed.float()
             if self._uses("reconstruction"):
-                parts["reconstruction"] = (batch.clean - made.float()).abs().flatten(1).sum(1).mean()
+                parts["reconstruction"] = (batch.clean - made).abs().flatten(1).sum(1).mean()
             if self._uses("features"):
                 network = self.frozen("features")
                 with torch.no_grad():
@@ -306,6 +323,11 @@ class REDRL(pl.LightningModule):
     def _uses(self, part: str) -> bool:
         return self.hparams["inputs"] == "residual" and float(self.hparams[f"weight_{part}"]) != 0
 
+    @property
+    def _asks_victims(self) -> bool:
+        # while training, recognition alone decides
+        return self.reconstructor is not None and self.trainer.state.fn != "fit"
+
     def _outputs(self, recovery: Recovery) -> dict[str, Tensor | None]:
         made = recovery.reconstructed
         return {
@@ -316,16 +338,15 @@ class REDRL(pl.LightningModule):
 
     def _begin(self, split: str) -> None:
         self._recognition[split].to(self.device).reset()
-        assert self._reconstruction is not None
-        self._reconstruction.to(self.device).reset()
+        if self._reconstruction is not None:
+            self._reconstruction.to(self.device).reset()
 
     def _evaluate(self, batch: AdversarialBatch, split: str) -> dict[str, Tensor | None]:
         recovery = self(batch.adversarial, batch.clean)
         outputs = self._outputs(recovery)
         assert outputs["prediction"] is not None
         self._recognition[split].update(outputs["prediction"], batch.attack)
-        # while training, recognition alone decides; the victims are asked in a test or validation of its own
-        if outputs["reconstructed"] is not None and self.trainer.state.fn != "fit":
+        if outputs["reconstructed"] is not None and self._asks_victims:
             self._ask_victims(batch, outputs["reconstructed"])
         return outputs
 
@@ -347,8 +368,8 @@ class REDRL(pl.LightningModule):
         classes = data.attack_classes
         per_class = {name: float(value) for name, value in zip(classes, found["per_class"], strict=True)}
         weighted = found["weighted"]
-        assert self._reconstruction is not None
-        counts = self._reconstruction.compute().tolist()
+        asked = self._reconstruction is not None and self._asks_victims
+        counts = self._reconstruction.compute().tolist() if asked else []  # type: ignore[union-attr]
         self.results = {
             "stage": split,
             "inputs": self.hparams["inputs"],
@@ -368,8 +389,7 @@ class REDRL(pl.LightningModule):
                     for name, (before, after, images) in zip(classes, counts[number], strict=True)
                     if images
                 }
-                for number, victim in enumerate(data.victim_names)
-                if any(images for _, _, images in counts[number])
+                for number, victim in enumerate(data.victim_names if asked else [])
             },
             "crafting": data.report(split),
         }

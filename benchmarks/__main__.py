@@ -1,0 +1,5 @@
+"""``python -m benchmarks`` runs the attacks' benchmark."""
+
+from benchmarks.attacks import main
+
+main()
