@@ -2,11 +2,11 @@
 
 from .confusion_matrix import ConfusionMatrix
 from .figures import log_figure
-from .progress_bar import ProgressBar
 from .reconstruction_grid import ReconstructionGrid
 from .results_table import ResultsTable
+from .run_progress import RunProgress
 
-__all__ = ["ConfusionMatrix", "ProgressBar", "ReconstructionGrid", "ResultsTable", "log_figure"]
+__all__ = ["ConfusionMatrix", "RunProgress", "ReconstructionGrid", "ResultsTable", "log_figure"]
 
 if __name__ == "callbacks":
     raise ImportError("import lit_adv.callbacks instead of callbacks")

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from lit_adv import __version__
 from lit_adv.attacks import Attack, Region
 from lit_adv.attacks.randomness import Draws, mix, mix_int
 from lit_adv.data.batches import (
@@ -451,6 +452,7 @@ class AdversarialDataModule(pl.LightningDataModule):
                         f"survive_rounding {self.survive_rounding}",
                         f"labels {self.labels}",
                         "precision float32",
+                        f"lit_adv {__version__}",  # an attack may be mended from one release to the next
                     ]
                 ),
                 self._image_shape(),

@@ -45,6 +45,9 @@ class VictimClassifier(pl.LightningModule):
         ValueError: A field is out of range; later, that it contradicts the data or a checkpoint.
     """
 
+    monitor = "val/acc"
+    monitor_mode = "max"
+
     def __init__(
         self,
         name: ClassifierName,

@@ -1,8 +1,5 @@
 """The counter-based generator against SplitMix64 in plain Python, and as a source of uniform and normal numbers."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -130,10 +127,7 @@ def test_checksum():
     assert checksum(torch.full((1, 1, 2, 2), 0.25)).tolist() == [signed(expected)]
 
 
-def test_mix_int_is_the_same_in_every_process():
-    code = "from lit_adv.attacks.randomness import mix_int; print(mix_int(1, 2, 3))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(done.stdout) == mix_int(1, 2, 3)
+def test_mix_int():
     assert len({mix_int(1, 2), mix_int(2, 1), mix_int(1), mix_int(1, 2, 0), mix_int(), mix_int(2**64 + 1, 2)}) == 5
     word = finalise((0 ^ 1) + GOLDEN)
     assert mix_int(1, 2) == signed(finalise((word ^ 2) + GOLDEN))

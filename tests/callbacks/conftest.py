@@ -8,7 +8,7 @@ import pytest
 import pytorch_lightning as pl
 import rich
 import torch
-from lit_adv.callbacks import ProgressBar
+from lit_adv.callbacks import RunProgress
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -143,7 +143,7 @@ def trainer(tmp_path: Path) -> Any:
 
     def make(*callbacks: pl.Callback, **kwargs: Any) -> pl.Trainer:
         kwargs = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, **kwargs}
-        bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
+        bar = any(isinstance(callback, RunProgress) for callback in callbacks)
         return pl.Trainer(
             accelerator="cpu",
             max_epochs=kwargs.pop("max_epochs", 2),

@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks.progress.rich_progress import RichProgressBar, 
 from rich.console import Console
 
 
-class ProgressBar(RichProgressBar):
+class RunProgress(RichProgressBar):
     """Rich progress bar on a terminal; elsewhere plain lines, one an epoch and one every `interval` seconds.
 
     A bar in a file or a pipe shows nothing until it is finished. The lines hold the epoch, the metrics logged with
@@ -36,7 +36,7 @@ class ProgressBar(RichProgressBar):
         console_kwargs: dict[str, Any] | None = None,
     ) -> None:
         if not interval > 0:
-            raise ValueError(f"ProgressBar: interval must be > 0, got {interval} (seconds between two lines)")
+            raise ValueError(f"RunProgress: interval must be > 0, got {interval} (seconds between two lines)")
         theme = RichProgressBarTheme(
             description="bold",
             progress_bar="#2186eb",
@@ -81,7 +81,9 @@ class ProgressBar(RichProgressBar):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._started, self._epochs_done = time.monotonic(), 0
+        # a run resumed in the middle of an epoch has no epoch start
+        self._started = self._epoch_started = self._last_line = time.monotonic()
+        self._epochs_done = 0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_epoch_start(trainer, pl_module)

@@ -5,11 +5,11 @@ import pickle
 import re
 
 import pytest
-from lit_adv.callbacks import ProgressBar, ResultsTable
+from lit_adv.callbacks import ResultsTable, RunProgress
 
 
 def test_a_line_an_epoch_without_a_terminal(trainer, task, data, capsys) -> None:
-    trainer(ProgressBar(), max_epochs=3).fit(task, data)
+    trainer(RunProgress(), max_epochs=3).fit(task, data)
     lines = [line for line in capsys.readouterr().out.splitlines() if line]
     assert len(lines) == 4
     pattern = r"epoch {}/2  val/recognition 0\.750  train/loss \d\.\d{{3}}  0:00:\d\d an epoch"
@@ -19,7 +19,7 @@ def test_a_line_an_epoch_without_a_terminal(trainer, task, data, capsys) -> None
 
 
 def test_long_stages_report_in_between(trainer, task, data, capsys) -> None:
-    run = trainer(ProgressBar(interval=1e-9), max_epochs=1, num_sanity_val_steps=1)
+    run = trainer(RunProgress(interval=1e-9), max_epochs=1, num_sanity_val_steps=1)
     run.fit(task, data)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("sanity check  batch 1/1  ")
@@ -36,7 +36,7 @@ def test_long_stages_report_in_between(trainer, task, data, capsys) -> None:
 
 
 def test_steps_instead_of_epochs(trainer, task, data, capsys) -> None:
-    trainer(ProgressBar(), max_epochs=-1, max_steps=9).fit(task, data)
+    trainer(RunProgress(), max_epochs=-1, max_steps=9).fit(task, data)
     lines = [line for line in capsys.readouterr().out.splitlines() if line]
     assert lines[0].startswith("epoch 0  val/recognition")
     assert "left" not in lines[0]
@@ -44,7 +44,7 @@ def test_steps_instead_of_epochs(trainer, task, data, capsys) -> None:
 
 def test_a_bar_on_a_terminal_then_the_tables(trainer, task, data) -> None:
     screen = io.StringIO()
-    bar = ProgressBar(console_kwargs={"file": screen, "force_terminal": True, "width": 80, "legacy_windows": False})
+    bar = RunProgress(console_kwargs={"file": screen, "force_terminal": True, "width": 80, "legacy_windows": False})
     run = trainer(bar, ResultsTable(), max_epochs=2)
     run.fit(task, data)
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
@@ -60,7 +60,7 @@ def test_a_bar_on_a_terminal_then_the_tables(trainer, task, data) -> None:
 
 @pytest.mark.parametrize("silence", [{"refresh_rate": 0}, {}])
 def test_silence(trainer, task, data, capsys, silence) -> None:
-    bar = ProgressBar(**silence)
+    bar = RunProgress(**silence)
     if not silence:
         bar.disable()
     trainer(bar).fit(task, data)
@@ -68,9 +68,9 @@ def test_silence(trainer, task, data, capsys, silence) -> None:
 
 
 def test_pickles_for_spawned_processes() -> None:
-    assert pickle.loads(pickle.dumps(ProgressBar(interval=5.0))).interval == 5
+    assert pickle.loads(pickle.dumps(RunProgress(interval=5.0))).interval == 5
 
 
 def test_interval_must_be_positive() -> None:
-    with pytest.raises(ValueError, match="ProgressBar: interval must be > 0, got 0"):
-        ProgressBar(interval=0)
+    with pytest.raises(ValueError, match="RunProgress: interval must be > 0, got 0"):
+        RunProgress(interval=0)
