@@ -111,7 +111,17 @@ class Record(pl.Callback):
 
 
 def job(
-    folder, *, batch_size=8, devices=1, kill_at=None, ckpt=None, epochs=3, plain=False, name="run", save_every=None
+    folder,
+    *,
+    batch_size=8,
+    devices=1,
+    kill_at=None,
+    ckpt=None,
+    epochs=3,
+    plain=False,
+    name="run",
+    save_every=None,
+    cache=None,
 ):
     folder = Path(folder)
     rank = int(os.environ.get("LOCAL_RANK", 0))

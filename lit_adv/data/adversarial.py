@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,7 +17,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lit_adv import __version__
 from lit_adv.attacks import Attack, Region
 from lit_adv.attacks.randomness import Draws, mix, mix_int
 from lit_adv.data.batches import (
@@ -86,6 +86,8 @@ class AdversarialDataModule(pl.LightningDataModule):
         num_workers: DataLoader workers; they read the cache.
         variants: How many versions of each image exist in training, the clean one included, spread evenly over the
             classes and fixed by the seed; None: all of them.
+        paired: Show each training image in every class within one batch, in place of one drawn class: an epoch is then
+            as many times longer. A recogniser that sees only the image starts to learn much sooner from such batches.
         seed: Of the order, the draws and the attacks.
         quantise: ``round`` or ``floor`` of 255 times the image, or ``none``.
         survive_rounding: Enlarge a perturbation without a budget that rounding has undone by the smallest of the
@@ -111,6 +113,7 @@ class AdversarialDataModule(pl.LightningDataModule):
         craft_batch_size: int = 256,
         num_workers: int = 0,
         variants: int | None = None,
+        paired: bool = False,
         seed: int = 0,
         quantise: Literal["round", "floor", "none"] = "round",
         survive_rounding: bool = False,
@@ -128,6 +131,7 @@ class AdversarialDataModule(pl.LightningDataModule):
         self.craft_batch_size = craft_batch_size
         self.num_workers = num_workers
         self.variants = variants
+        self.paired = paired
         self.seed = seed
         self.quantise = quantise
         self.survive_rounding = survive_rounding
@@ -149,6 +153,11 @@ class AdversarialDataModule(pl.LightningDataModule):
             raise ValueError(
                 f"AdversarialDataModule: variants must be at least {len(self.attack_classes)}, one for each class "
                 f"(clean included), got {variants}"
+            )
+        if paired and batch_size < len(self.attack_classes):
+            raise ValueError(
+                f"AdversarialDataModule: batch_size must be at least {len(self.attack_classes)} where paired is true, "
+                f"one version for each class, got {batch_size}"
             )
         self._victims: dict[str, nn.Module] = {}
         self._sets: dict[str, Dataset[Any]] = {}
@@ -184,12 +193,14 @@ class AdversarialDataModule(pl.LightningDataModule):
         """
         if name not in self._given:
             raise KeyError(f"AdversarialDataModule: no victim {name!r} (there are {', '.join(self.victim_names)})")
-        if name not in self._victims:
-            given = self._given[name]
-            self._victims[name] = freeze_(load_classifier(given) if isinstance(given, str | Path) else given)
-        module = self._victims[name]
-        if device is not None and next((p.device for p in module.parameters()), None) != torch.device(device):
-            module.to(device)
+        # a weight made or moved in inference mode could never again be part of a gradient
+        with torch.inference_mode(False):
+            if name not in self._victims:
+                given = self._given[name]
+                self._victims[name] = freeze_(load_classifier(given) if isinstance(given, str | Path) else given)
+            module = self._victims[name]
+            if device is not None and next((p.device for p in module.parameters()), None) != torch.device(device):
+                module.to(device)
         return module
 
     def prepare_data(self) -> None:
@@ -452,7 +463,7 @@ class AdversarialDataModule(pl.LightningDataModule):
                         f"survive_rounding {self.survive_rounding}",
                         f"labels {self.labels}",
                         "precision float32",
-                        f"lit_adv {__version__}",  # an attack may be mended from one release to the next
+                        f"lit_adv {version('lit_adv')}",  # an attack may be mended from one release to the next
                     ]
                 ),
                 self._image_shape(),
@@ -680,15 +691,20 @@ class _TrainingBatches(ShuffledBatches):
     """Keys (index, variant), variant -1 for clean: class uniform an image, setting and victim one a class and batch."""
 
     def __init__(self, items: _Items, module: AdversarialDataModule, ranks: int, rank: int) -> None:
-        super().__init__(items, module.batch_size, module.seed, ranks, rank)
+        versions = len(module.attack_classes) if module.paired else 1
+        super().__init__(items, module.batch_size, module.seed, ranks, rank, versions)
         self.module = module
 
     def keys(self, indices: np.ndarray, batch: int) -> Keys:
-        module = self.module
+        module, classes = self.module, len(self.module.attack_classes)
         draws = np.random.default_rng([self.shuffle_seed, self.epoch, batch, 2])
-        attack = draws.integers(len(module.attack_classes), size=len(indices))
+        if module.paired:
+            attack = np.tile(np.arange(classes), len(indices))
+            indices = np.repeat(indices, classes)
+        else:
+            attack = draws.integers(classes, size=len(indices))
         variant = np.full(len(indices), -1)
-        for number in range(1, len(module.attack_classes)):
+        for number in range(1, classes):
             choices, table = module._variants_of(number), module._table(number)
             rows = attack == number
             if table is None:

@@ -35,24 +35,34 @@ class EpochBatches(DistributedSampler[Keys]):
 
 
 class ShuffledBatches(EpochBatches):
-    """Every index once an epoch, shuffled by (seed, epoch); at its end, fewer images than ranks are left out."""
+    """Every index once an epoch, shuffled by (seed, epoch); at its end, fewer keys than ranks are left out.
 
-    def __init__(self, dataset: Dataset[Any], batch_size: int, seed: int, ranks: int = 1, rank: int = 0) -> None:
+    Args:
+        dataset: Has the indices.
+        batch_size: Most keys a batch of one rank has.
+        seed: Of the order.
+        ranks: Number of ranks.
+        rank: This one.
+        versions: How many keys a subclass makes of each index.
+    """
+
+    def __init__(
+        self, dataset: Dataset[Any], batch_size: int, seed: int, ranks: int = 1, rank: int = 0, versions: int = 1
+    ) -> None:
         super().__init__(dataset, ranks, rank)
         self.count = _length(dataset)
-        self.batch_size = batch_size
+        self.step = batch_size * ranks // versions
+        self.versions = versions
         self.shuffle_seed = seed
 
     def __len__(self) -> int:
-        full, rest = divmod(self.count, self.batch_size * self.num_replicas)
-        return full + (rest >= self.num_replicas)
+        full, rest = divmod(self.count, self.step)
+        return full + (rest * self.versions >= self.num_replicas)
 
     def plan(self) -> list[Keys]:
         order = np.random.default_rng([self.shuffle_seed, self.epoch, 0]).permutation(self.count)
-        step = self.batch_size * self.num_replicas
-        return [
-            self.keys(order[g * step : (g + 1) * step], g)[self.rank :: self.num_replicas] for g in range(len(self))
-        ]
+        batches = (self.keys(order[g * self.step : (g + 1) * self.step], g) for g in range(len(self)))
+        return [keys[self.rank :: self.num_replicas] for keys in batches]
 
     def keys(self, indices: np.ndarray, batch: int) -> Keys:
         """The keys of one batch of all ranks together."""

@@ -56,6 +56,8 @@ class AttackRecognizer(nn.Module):
         elif network == "small":
             features = 128
             self.trunk = nn.Sequential(
+                # a perturbation is a hundredth of the image beside it: without a common scale it is learnt last
+                nn.BatchNorm2d(in_channels),
                 *_layer(in_channels, 32),
                 *_layer(32, 32),
                 *_layer(32, 64, stride=2),

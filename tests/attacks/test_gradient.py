@@ -155,6 +155,18 @@ def test_restarts_only_help(net, pictures):
     assert several.backwards.tolist() == several.iterations.tolist() == [6 * 2] * 40
 
 
+def test_a_restart_that_succeeds_is_kept(net, pictures):
+    """Even for one that has not, at a lower loss."""
+    model, x = net(3, 7), pictures(150)
+    y = predict(model, x)
+    success = torch.zeros(150, dtype=torch.bool)
+    for restarts in range(1, 7):
+        attack = PGD(eps=0.03, step_size=0.0, steps=1, restarts=restarts)
+        before, success = success, attack.run(model, x, y, seed=1).success
+        assert bool((success | ~before).all())
+    assert 5 < int(success.sum()) < 145
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_stop_at_success_returns_the_first_iterate_that_succeeds(norm, net, pictures):
     model, x = net().double(), pictures(24, dtype=torch.float64)

@@ -89,6 +89,8 @@ def test_exact_random_pixels(height, width, fraction, seed):
     assert mask.shape == (3, 1, height, width)
     assert mask.flatten(1).sum(1).tolist() == [round(fraction * height * width)] * 3
     assert torch.equal(mask, RandomPixels(fraction)(x, seed))
+    assert float(RandomPixels(1.0)(x, seed).min()) == 1
+    assert float(RandomPixels(0.0)(x, seed).max()) == 0
     assert torch.equal(mask[1:2], RandomPixels(fraction)(x[1:2], seed))
 
 

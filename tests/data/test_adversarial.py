@@ -164,6 +164,22 @@ def test_training_draws_classes_evenly_and_one_setting_and_victim_for_a_class_an
     assert np.abs(counts - total / 3).max() < 5 * np.sqrt(total * 2 / 9)
 
 
+@pytest.mark.parametrize("variants", [None, 4])
+def test_paired_batches_show_each_image_in_every_class(variants):
+    data = module(source=Source(train=20), batch_size=13, paired=True, variants=variants)
+    data.setup("fit")
+    loader = data.train_dataloader()
+    shown = []
+    assert len(loader) == 5
+    for batch in loader:
+        assert len(batch.label) == 12
+        for index in batch.index.unique():
+            assert sorted(batch.attack[batch.index == index].tolist()) == [0, 1, 2]
+            assert len(batch.clean[batch.index == index].unique(dim=0)) == 1
+        shown += batch.index.unique().tolist()
+    assert sorted(shown) == list(range(20))
+
+
 def test_variants_fix_for_each_image_which_versions_exist():
     data = module(source=Source(train=60), variants=5)
     shown = {}
@@ -362,6 +378,7 @@ BAD = {
     "labels must be prediction or true": {"labels": "least"},
     "variants must be at least 3": {"variants": 2},
     "prefill needs a cache_dir": {"prefill": True},
+    "batch_size must be at least 3 where paired": {"paired": True, "batch_size": 2},
     "a key must be class or class/setting and not clean, got 'clean/1'": {"attacks": {"clean/1": FGSM()}},
     "attacks: x must be an Attack, got str": {"attacks": {"x": "PGD"}},
     "'cw' is not one of the attacks": {"regions": {"cw": Center(3)}},
