@@ -189,9 +189,11 @@ def _unknown_classes(value: Any, path: str, base: type | None) -> Iterator[tuple
         yield from wrong
         if wrong:
             return
-        arguments = {**{k: v for k, v in value.items() if k not in _CLASS_KEYS}, **(value.get("init_args") or {})}
+        # the command line leaves out init_args: the same argument may stand at both places
+        arguments = [(k, v) for k, v in value.items() if k not in _CLASS_KEYS]
+        arguments += (value.get("init_args") or {}).items()
         known = _parameters(_class(str(name)))
-        for key, inner in arguments.items():
+        for key, inner in arguments:
             key = key.removesuffix("+")
             if known and key not in known:
                 yield (
