@@ -56,9 +56,18 @@ def test_killed_in_the_middle_of_an_epoch_and_resumed(tmp_path):
 
 @pytest.mark.slow
 def test_two_ranks_draw_evaluate_and_train_as_one(tmp_path):
-    checked(run(tmp_path, name="one", plain=True, batch_size=8, epochs=2))
+    checked(run(tmp_path, name="one", plain=True, batch_size=8, epochs=2, test_first=True))
     shared = str(tmp_path / "cache")  # both write it, and read what the other wrote
-    printed = checked(run(tmp_path, name="two", plain=True, batch_size=4, epochs=2, devices=2, cache=shared)).stdout
+    two = {
+        "name": "two",
+        "plain": True,
+        "batch_size": 4,
+        "epochs": 2,
+        "devices": 2,
+        "cache": shared,
+        "test_first": True,
+    }
+    printed = checked(run(tmp_path, **two)).stdout
     assert printed.count("Adversarial images") == 2  # rank 0 alone says so, for fit and for test
     fields = ("index", "attack", "setting", "victim", "pixels")
 
@@ -80,4 +89,5 @@ def test_two_ranks_draw_evaluate_and_train_as_one(tmp_path):
     assert first["numbers"] == pytest.approx(second["numbers"], abs=1e-6)
     first, second = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("one", "two"))
     for key, value in first.items():
-        torch.testing.assert_close(value, second[key], rtol=1e-3, atol=1e-5, msg=key)
+        # by the norm: where a gradient is almost 0, Adam makes a whole step of its rounding error
+        assert (value - second[key]).norm() <= 1e-3 * value.norm() + 1e-6, key

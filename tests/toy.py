@@ -122,6 +122,7 @@ def job(
     name="run",
     save_every=None,
     cache=None,
+    test_first=False,
 ):
     folder = Path(folder)
     rank = int(os.environ.get("LOCAL_RANK", 0))
@@ -147,11 +148,17 @@ def job(
         use_distributed_sampler=True,
     )
     module, source = task(plain), data(folder, batch_size, cache, prefill=cache is not None)
-    trainer.fit(module, datamodule=source, ckpt_path=ckpt)
-    numbers = trainer.test(module, datamodule=source, verbose=False)[0]
+    if test_first:  # before training, whose rounding differs with the number of ranks
+        numbers = trainer.test(module, datamodule=source, verbose=False)[0]
+        results = module.results
+        trainer.fit(module, datamodule=source, ckpt_path=ckpt)
+    else:
+        trainer.fit(module, datamodule=source, ckpt_path=ckpt)
+        numbers = trainer.test(module, datamodule=source, verbose=False)[0]
+        results = module.results
     if trainer.is_global_zero:
         torch.save(module.state_dict(), folder / f"{name}.pt")
-        (folder / f"{name}.json").write_text(json.dumps({"numbers": numbers, "results": module.results}))
+        (folder / f"{name}.json").write_text(json.dumps({"numbers": numbers, "results": results}))
     return numbers
 
 
