@@ -18,7 +18,8 @@ def run(folder, **settings):
     name = settings.setdefault("name", "run")
     (folder / f"{name}.job").write_text(json.dumps(settings))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    for variable in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+    # what earlier tests of this process leave behind; the seed is another for ranks that are started with it
+    for variable in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED"):
         environment.pop(variable, None)
     return subprocess.run(
         [sys.executable, str(TOY), str(folder), str(folder / f"{name}.job")],

@@ -116,10 +116,13 @@ class REDRL(pl.LightningModule):
             return
         self._check_data()
         channels = int(self.hparams["in_channels"])
-        if self.hparams["inputs"] == "residual":
-            self.reconstructor = Reconstructor(channels, self.hparams["width"], self.hparams["blocks"])
         seen = channels if self.hparams["inputs"] == "image" else 2 * channels
-        self.psi = AttackRecognizer(int(self.hparams["num_attacks"]), seen, self.hparams["recognizer"])
+        # from the run's seed itself: how far the generator has come differs from one process to several
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch.initial_seed())
+            if self.hparams["inputs"] == "residual":
+                self.reconstructor = Reconstructor(channels, self.hparams["width"], self.hparams["blocks"])
+            self.psi = AttackRecognizer(int(self.hparams["num_attacks"]), seen, self.hparams["recognizer"])
         self._make_features()
 
     def _make_features(self) -> None:
