@@ -29,6 +29,7 @@ from lit_adv.data.batches import (
     batches_trained,
 )
 from lit_adv.data.cache import AdversarialCache
+from lit_adv.data.sampling import rank_and_world
 from lit_adv.models import fingerprint, freeze_, load_classifier
 
 Split = Literal["train", "val", "test"]
@@ -225,7 +226,7 @@ class AdversarialDataModule(pl.LightningDataModule):
             self.prefill(wanted)
 
     def train_dataloader(self) -> ResumableLoader:
-        ranks, rank = _ranks()
+        rank, ranks = rank_and_world()
         items = _Items(self, "train")
         batches = _TrainingBatches(items, self, ranks, rank)
         progress = None if self.trainer is None else functools.partial(batches_trained, self.trainer)
@@ -271,7 +272,7 @@ class AdversarialDataModule(pl.LightningDataModule):
         trainer = self.trainer
         if device is None:
             device = trainer.strategy.root_device if trainer is not None else torch.device("cpu")
-        ranks, rank = _ranks()
+        rank, ranks = rank_and_world()
         todo = [
             (split, variant, rows[rank::ranks])
             for split in splits
@@ -300,12 +301,13 @@ class AdversarialDataModule(pl.LightningDataModule):
             task = bar.add_task("", total=total)
             for number, (split, variant, rows) in enumerate(todo, 1):
                 began, crafted = time.monotonic(), 0
+                items = _Items(self, split)
                 name = f"{self._variant_name(variant)} ({split})"
                 bar.update(task, description=name)
                 counts = np.zeros(4, np.int64)
                 for start in range(0, len(rows), self.craft_batch_size):
                     part = rows[start : start + self.craft_batch_size]
-                    raw = _Items(self, split)[[(int(row), variant) for row in part]]
+                    raw = items[[(int(row), variant) for row in part]]
                     flags = raw.flags.clone()
                     for _, missing in raw.groups:
                         moved = raw.clean.to(device)[missing.to(device)]
@@ -359,7 +361,7 @@ class AdversarialDataModule(pl.LightningDataModule):
         ]
 
     def _evaluation(self, split: Split) -> ResumableLoader:
-        ranks, rank = _ranks()
+        rank, ranks = rank_and_world()
         items = _Items(self, split)
         return self._loader(items, _EvaluationBatches(items, self, ranks, rank), None)
 
@@ -793,12 +795,6 @@ def _shift_and_flip(images: Tensor, seeds: Tensor) -> Tensor:
     batch = torch.arange(len(images), device=images.device)[:, None, None, None]
     channel = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
     return padded[batch, channel, rows, columns]
-
-
-def _ranks() -> tuple[int, int]:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_world_size(), torch.distributed.get_rank()
-    return 1, 0
 
 
 def _percent(part: int, whole: int) -> str:
