@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_adv.attacks.fingerprint import fingerprint
+from lit_adv.attacks.folding import folded
+from lit_adv.attacks.metering import Cost, Meter, Spent, measured
 from lit_adv.attacks.norms import Norm, norm
 from lit_adv.attacks.objectives import Objective
 from lit_adv.attacks.randomness import Draws, row_seeds
@@ -21,11 +24,14 @@ from lit_adv.attacks.regions import Region
 
 @dataclass(frozen=True, kw_only=True)
 class AttackResult:
-    """What `Attack.run` returns; every field but ``images`` has one entry an image.
+    """What `Attack.run` returns; every field but ``norms`` is a tensor with one row an image.
 
     Attributes:
         images: ``(B, C, H, W)``, dtype and device of the input.
-        success: bool, re-checked on ``images``: prediction != label, or == target where targeted.
+        success: bool, re-checked on ``images``: prediction != label, or == target where targeted. A model that gives
+            NaN has not been fooled.
+        target: int64, the class to reach; -1 where untargeted.
+        logits: ``(B, K)``, the model's answer to ``images``.
         iterations: int64, steps taken (over all restarts and searches).
         forwards: int64, times the image went through the model, the final check not counted.
         backwards: int64, times a gradient came back.
@@ -35,24 +41,62 @@ class AttackResult:
 
     images: Tensor
     success: Tensor
+    target: Tensor
+    logits: Tensor
     iterations: Tensor
     forwards: Tensor
     backwards: Tensor
     queries: Tensor
     norms: dict[str, Tensor]
 
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def robust_accuracy(self, eps: float | Sequence[float] | Tensor, norm: str = "linf") -> Tensor:
+        """Share of the images for which no success within ``eps`` was found, in [0, 1]; NaN where there is no image.
+
+        Run the attack with the labels: then an image misclassified without any perturbation is not robust at 0.
+
+        Args:
+            eps: Radius or radii, in pixel units of [0, 1] (``l0``: pixels).
+            norm: ``linf``, ``l2``, ``l1`` or ``l0``.
+
+        Returns:
+            float64, the shape of ``eps``: a curve over radii where there are several.
+
+        Raises:
+            ValueError: No such norm.
+        """
+        if norm not in self.norms:
+            raise ValueError(f"AttackResult.robust_accuracy: norm must be one of {', '.join(self.norms)}, got {norm!r}")
+        radii = torch.as_tensor(eps, dtype=torch.float64, device=self.success.device)
+        needed = self.norms[norm].double().masked_fill(~self.success, math.inf)
+        # a perturbation of 8/255 in float32 is a little more or less than 8/255
+        return (needed > radii[..., None] * (1 + 1e-6) + 1e-7).double().mean(-1)
+
+    def mean_norm(self, norm: str = "l2") -> float:
+        """Mean size of the perturbations that succeed; NaN where none does."""
+        return float(self.norms[norm][self.success].double().mean())
+
+    def to(self, device: torch.device | str) -> AttackResult:
+        """The same on another device, e.g. before results of several ranks are joined."""
+        fields = {f.name: getattr(self, f.name).to(device) for f in dataclasses.fields(self) if f.name != "norms"}
+        return AttackResult(norms={name: size.to(device) for name, size in self.norms.items()}, **fields)
+
     @classmethod
     def cat(cls, results: Sequence[AttackResult]) -> AttackResult:
-        """The results of several batches as one."""
+        """The results of several batches, or ranks, as one."""
         if not results:
             raise ValueError("AttackResult.cat: results must hold at least one result, got none")
+        # an empty batch has not seen the model and knows neither its classes nor anything else
+        filled = [result for result in results if len(result)] or [results[0]]
         fields = {
-            field.name: torch.cat([getattr(result, field.name) for result in results])
+            field.name: torch.cat([getattr(result, field.name) for result in filled])
             for field in dataclasses.fields(cls)
             if field.name != "norms"
         }
-        names = results[0].norms
-        return cls(norms={name: torch.cat([result.norms[name] for result in results]) for name in names}, **fields)
+        norms = {name: torch.cat([result.norms[name] for result in filled]) for name in filled[0].norms}
+        return cls(norms=norms, **fields)
 
 
 class Problem:
@@ -69,7 +113,17 @@ class Problem:
     """
 
     def __init__(
-        self, model: nn.Module, x: Tensor, classes: Tensor, targeted: bool, mask: Tensor | None, draws: Draws
+        self,
+        model: nn.Module,
+        x: Tensor,
+        classes: Tensor,
+        targeted: bool,
+        mask: Tensor | None,
+        draws: Draws,
+        *,
+        owner: str = "Problem",
+        labels: Tensor | None = None,
+        meter: Meter | None = None,
     ) -> None:
         self.x = x
         self.classes = classes
@@ -77,8 +131,12 @@ class Problem:
         self.mask = mask
         self.draws = draws
         self._model = model
+        self._channels_last = False
+        self._owner = owner
         self._index: Tensor | None = None
-        self._bad = _bad_input(x, classes)
+        self._meter = meter
+        self._given = classes if labels is None else torch.cat([classes, labels])
+        self._bad = _bad_input(x, self._given)
         self._checked = [False]  # shared by `take`: one wait for the device a call
         self.counts = torch.zeros(3, len(x), dtype=torch.int64, device=x.device)  # iterations, forwards, backwards
 
@@ -86,7 +144,10 @@ class Problem:
         return len(self.x)
 
     def take(self, chosen: Tensor) -> Problem:
-        """The problem for the rows ``chosen`` (indices); counts go on into the whole problem's."""
+        """The problem for the rows ``chosen``; counts go on into the whole problem's.
+
+        An index may stand there several times, as for the candidates of a population: each is counted.
+        """
         part = object.__new__(Problem)
         part.__dict__.update(self.__dict__)
         part.x = self.x[chosen]
@@ -132,8 +193,7 @@ class Problem:
 
     def succeeded(self, logits: Tensor) -> Tensor:
         """Which rows have reached their goal, ``(B,)`` bool."""
-        hit = logits.argmax(1) == self.classes
-        return hit if self.targeted else ~hit
+        return reached(logits, self.classes, self.targeted)
 
     def restrict(self, x: Tensor) -> Tensor:
         """``x`` clamped to [0, 1] inside the mask, the clean pixels outside."""
@@ -144,32 +204,60 @@ class Problem:
         """Counts one iteration of every row."""
         self._count(0)
 
+    def plain_float32(self) -> bool:
+        """Whether images and model are in float32, without autocast."""
+        cast = torch.is_autocast_enabled(self.x.device.type)
+        return not cast and self.x.dtype == torch.float32 == _dtype(self._model, self.x)
+
+    def fold(self, *, required: bool) -> None:
+        """Calls a folded snapshot of the model from now on, where there is one; with the check of the input."""
+        found = folded(self._model, self.x[:1].to(_dtype(self._model, self.x)))
+        if found is not None:
+            snapshot, agree, classes = found
+            bad, agrees = torch.stack([self._bad | (self._given >= classes).any(), agree]).tolist()
+            if bad:
+                raise ValueError(f"{self._owner}: {_explain(self.x, self._given, classes)}")
+            self._checked[0] = True
+            if agrees:
+                self._model, self._channels_last = snapshot, True
+                return
+        if required:
+            raise ValueError(
+                f"{self._owner}: fold must be False or None for this model: it is compiled, has hooks or writes to its"
+                " own attributes, which a snapshot would lose, or its snapshot gives other answers"
+            )
+
     def check(self) -> None:
         """Raises ValueError for images or classes that no attack can take; waits for the device, once a call."""
         if not self._checked[0]:
             self._checked[0] = True
             if bool(self._bad.any()):
-                raise ValueError(_explain(self.x, self.classes))
+                raise ValueError(f"{self._owner}: {_explain(self.x, self._given)}")
 
     def _forward(self, x: Tensor) -> Tensor:
-        logits = _call(self._model, x)
+        if self._meter is not None:
+            self._meter.before(self.counts[1], self._index, len(x))
+        logits = _call(self._model, x, channels_last=self._channels_last)
         self._count(1)
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
             found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(f"model must return logits of shape ({len(x)}, K), got {found}")
+            raise ValueError(f"{self._owner}: model must return logits of shape ({len(x)}, K), got {found}")
         if not self._checked[0]:
-            self._bad = self._bad | (self.classes >= logits.shape[1]).any()
+            self._bad = self._bad | (self._given >= logits.shape[1]).any()
             if bool(self._bad.any()):
                 self._checked[0] = True
-                raise ValueError(_explain(self.x, self.classes, logits.shape[1]))
+                raise ValueError(f"{self._owner}: {_explain(self.x, self._given, logits.shape[1])}")
             self._checked[0] = True
-        return logits.to(x.dtype)
+        logits = logits.to(x.dtype)
+        if self._meter is not None:
+            self._meter.after(x.detach(), self.x, self.succeeded(logits.detach()), self._index)
+        return logits
 
     def _count(self, what: int) -> None:
         if self._index is None:
             self.counts[what] += 1
         else:
-            self.counts[what, self._index] += 1
+            self.counts[what].index_add_(0, self._index, torch.ones_like(self._index))
 
 
 class Attack(ABC):
@@ -187,6 +275,8 @@ class Attack(ABC):
     """
 
     minimal_norm: ClassVar[bool] = False  # looks for the smallest perturbation: images that succeed already stay as are
+    fold: bool | None = False  # a field of the attacks that take many passes
+    max_queries: int | None = None  # a field of the attacks that only see the model's answers
 
     def __call__(
         self,
@@ -227,22 +317,43 @@ class Attack(ABC):
         targets: Tensor | None = None,
         region: Region | None = None,
         seed: int | Tensor | None = None,
+        max_queries: int | None = None,
+        max_seconds: float | None = None,
+        progress: bool = False,
     ) -> AttackResult:
-        """As the call, with success, counts and norms for every image; one forward pass more, for the re-check."""
-        adversarial, counts = self._attack(model, images, labels, targets, region, seed)
+        """As the call, with success, counts and norms for every image; one forward pass more, for the re-check.
+
+        Args:
+            model: See the call.
+            images: See the call.
+            labels: See the call.
+            targets: See the call.
+            region: See the call.
+            seed: See the call.
+            max_queries: Most forward passes an image may take; the call ends before the first that is too many, with
+                what has been found by then.
+            max_seconds: Ends the call at the first pass after this time.
+            progress: Shows a progress bar on the error stream.
+        """
+        for field, limit in (("max_queries", max_queries), ("max_seconds", max_seconds)):
+            if limit is not None and not limit > 0:
+                raise ValueError(f"{type(self).__name__}: {field} must be greater than 0, got {limit!r}")
+        limits = max_queries, max_seconds, progress
+        adversarial, counts = self._attack(model, images, labels, targets, region, seed, *limits)
+        goal = (labels if targets is None else targets).to(images.device)
+        logits = adversarial.new_zeros(0, 0)
         if len(images):
-            goal = labels if targets is None else targets
             with _untouched(model) as inner, torch.no_grad():
-                hit = _call(inner, adversarial).argmax(1) == goal.to(adversarial.device)
-            success = hit if targets is not None else ~hit
-        else:
-            success = torch.zeros(0, dtype=torch.bool, device=images.device)
+                logits = _call(inner, adversarial).clone()
+        success = reached(logits, goal, targets is not None) if len(images) else goal.bool()
         delta = (adversarial.double() - images.double()).flatten(2)
         pixels = delta.abs().amax(1) if delta.shape[1] else delta.sum(1)
         dtype = torch.float64 if images.dtype == torch.float64 else torch.float32  # half precision cannot count pixels
         return AttackResult(
             images=adversarial,
             success=success,
+            target=torch.full_like(goal, -1) if targets is None else goal.clone(),
+            logits=logits,
             iterations=counts[0],
             forwards=counts[1],
             backwards=counts[2],
@@ -254,6 +365,36 @@ class Attack(ABC):
                 "linf": (pixels.amax(1) if pixels.shape[1] else pixels.sum(1)).to(dtype),
             },
         )
+
+    def cost(self, model: nn.Module, images: Tensor) -> Cost:
+        """What the attack will take at most on ``images``, from a few passes of up to 32 of them.
+
+        Args:
+            model: Maps images in [0, 1] to logits.
+            images: ``(B, C, H, W)``, as for the call.
+        """
+        labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+        _check_shapes(type(self).__name__, images, labels, None)
+        if not len(images):
+            return Cost(forwards=0, backwards=0, images=0, seconds=0)
+        with _untouched(model) as inner:
+            few = images[:32].detach().clone().requires_grad_()
+            with torch.no_grad():
+                classes = _call(inner, few).shape[1]
+                forward = measured(lambda: _call(inner, few), few.device) / len(few)
+
+            def gradient() -> None:
+                total = _call(inner, few).sum()
+                if total.requires_grad:
+                    torch.autograd.grad(total, few, allow_unused=True)
+
+            both = measured(gradient, few.device) / len(few)
+        found = self._passes(classes)
+        forwards, backwards = (math.nan, math.nan) if found is None else found
+        if self.max_queries is not None:
+            forwards = min(forwards, self.max_queries)
+        seconds = len(images) * (forwards * forward + backwards * max(both - forward, 0))
+        return Cost(forwards=forwards, backwards=backwards, images=len(images), seconds=seconds)
 
     def fingerprint(self) -> str:
         """SHA-256 over class and fields, 64 hexadecimal digits, the same in every process."""
@@ -267,6 +408,10 @@ class Attack(ABC):
     @abstractmethod
     def _craft(self, problem: Problem) -> Tensor:
         """Adversarial images for ``problem``, ``(B, C, H, W)`` in its working precision."""
+
+    def _passes(self, classes: int) -> tuple[float, float] | None:
+        """Most forward and backward passes an image takes with a model of so many classes; None: unknown."""
+        return None
 
     def _region(self, images: Tensor, seeds: Tensor, region: Region | None) -> Tensor | None:
         """The mask of a call; attacks with a place of their own combine it with the region."""
@@ -286,29 +431,84 @@ class Attack(ABC):
         targets: Tensor | None,
         region: Region | None,
         seed: int | Tensor | None,
+        max_queries: int | None = None,
+        max_seconds: float | None = None,
+        progress: bool = False,
     ) -> tuple[Tensor, Tensor]:
         name = type(self).__name__
         _check_shapes(name, images, labels, targets)
-        with _untouched(model) as inner:
+        with contextlib.ExitStack() as stack:
+            inner = stack.enter_context(_untouched(model))
             # clones: a tensor made in inference mode cannot enter autograd
             x = images.detach().clone().to(torch.float64 if images.dtype == torch.float64 else torch.float32)
-            goal = (labels if targets is None else targets).detach().to(images.device, copy=True)
+            labels = labels.detach().to(images.device, copy=True)
+            goal = labels if targets is None else targets.detach().to(images.device, copy=True)
             if not len(images):
                 return images.clone(), torch.zeros(3, 0, dtype=torch.int64, device=images.device)
             seeds = row_seeds(x, seed)
             mask = self._region(x, mix_seeds(seeds), region)
             if mask is not None:
                 mask = mask.expand(len(x), -1, -1, -1)
-            problem = Problem(inner, x, goal, targets is not None, mask, Draws(seeds))
-            budget = self._budget()
-            crafted = x if budget is not None and budget[1] == 0 else self._craft(problem).detach()
+            limits = [limit for limit in (max_queries, self.max_queries) if limit is not None]
+            meter = None
+            if limits or max_seconds is not None or progress:
+                tick = stack.enter_context(self._bar(len(x))) if progress else None
+                meter = Meter(x, min(limits, default=None), max_seconds, self._measure(), tick)
+            problem = Problem(
+                inner, x, goal, targets is not None, mask, Draws(seeds), owner=name, labels=labels, meter=meter
+            )
+            if self._folds(problem):
+                problem.fold(required=bool(self.fold))
+            try:
+                crafted = self._solve(problem)
+            except Spent:
+                assert meter is not None
+                crafted = self._keep_budget(problem, meter.images)
             problem.check()
-            crafted = problem.restrict(crafted)
-            if budget is None:
+            if self._budget() is None:
                 return crafted.to(images.dtype), problem.counts
-            ball, eps = budget
-            crafted = problem.restrict(ball.enforce(x, crafted, eps))
             return _round_towards(crafted, x, images.dtype), problem.counts
+
+    def _solve(self, problem: Problem) -> Tensor:
+        """`_craft`, kept in the box, the mask and the budget; also for an attack that is a part of another."""
+        budget = self._budget()
+        if budget is not None and budget[1] == 0:
+            return problem.x
+        return self._keep_budget(problem, self._craft(problem).detach())
+
+    def _keep_budget(self, problem: Problem, crafted: Tensor) -> Tensor:
+        crafted = problem.restrict(crafted)
+        budget = self._budget()
+        return crafted if budget is None else problem.restrict(budget[0].enforce(problem.x, crafted, budget[1]))
+
+    def _measure(self) -> Callable[[Tensor], Tensor] | None:
+        """How large a perturbation is to an attack that looks for a small one."""
+        return norm(getattr(self, "norm", "l2")).size if self.minimal_norm else None
+
+    def _folds(self, problem: Problem) -> bool:
+        """Whether a folded snapshot is asked for, or repays itself."""
+        if self.fold is not None:
+            return self.fold
+        passes = self._passes(10)
+        # a snapshot costs about a pass of 32 images; float64 is asked for where every bit matters
+        return passes is not None and passes[0] >= 5 and passes[0] * len(problem) >= 160 and problem.plain_float32()
+
+    @contextlib.contextmanager
+    def _bar(self, count: int) -> Iterator[Callable[[int], None]]:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        found = self._passes(10)
+        total = None if found is None or not math.isfinite(found[0]) else found[0] * count
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(type(self).__name__, total=total)
+            yield lambda rows: bar.advance(task, rows)
+
+
+def reached(logits: Tensor, classes: Tensor, targeted: bool) -> Tensor:
+    """Which rows have reached their goal, ``(B,)`` bool; NaN is no success."""
+    hit = logits.argmax(1) == classes
+    return (hit if targeted else ~hit) & ~logits.isnan().any(1)
 
 
 def mix_seeds(seeds: Tensor) -> Tensor:
@@ -324,18 +524,25 @@ def _untouched(model: nn.Module) -> Iterator[nn.Module]:
         inner = inner.module
     modules = list(inner.modules()) if isinstance(inner, nn.Module) else []
     flags = [module.training for module in modules]
+    # inside a larger model a wrapper has to be called, and would broadcast its buffers
+    wrappers = [module for module in modules if isinstance(module, nn.parallel.DistributedDataParallel)]
+    synced = [(wrapper.require_forward_param_sync, wrapper.require_backward_grad_sync) for wrapper in wrappers]
     try:
         for module in modules:
             # the attribute, not eval(): a module may override train(), and a frozen one must come back as it was
             module.training = False
+        for wrapper in wrappers:
+            wrapper.require_forward_param_sync = wrapper.require_backward_grad_sync = False
         with torch.inference_mode(False), torch.enable_grad():
             yield inner
     finally:
         for module, training in zip(modules, flags, strict=True):
             module.training = training
+        for wrapper, (forward, backward) in zip(wrappers, synced, strict=True):
+            wrapper.require_forward_param_sync, wrapper.require_backward_grad_sync = forward, backward
 
 
-def _call(model: Any, x: Tensor) -> Any:
+def _call(model: Any, x: Tensor, *, channels_last: bool = False) -> Any:
     """The model's output for ``x``, given in the precision of its parameters."""
     kind = x.device.type
     # a weight cast under no_grad and kept by autocast would reach the user's own step without its gradient
@@ -344,10 +551,17 @@ def _call(model: Any, x: Tensor) -> Any:
         if torch.is_autocast_enabled(kind)
         else contextlib.nullcontext()
     )
-    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
-    dtype = next((p.dtype for p in parameters if p.is_floating_point()), x.dtype)
+    # a copy, since a model may normalise in place
+    x = x.to(_dtype(model, x), copy=True)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
     with uncached:
-        return model(x.to(dtype, copy=True))  # a copy, since a model may normalise in place
+        return model(x)
+
+
+def _dtype(model: Any, x: Tensor) -> torch.dtype:
+    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
+    return next((p.dtype for p in parameters if p.is_floating_point()), x.dtype)
 
 
 def _check_shapes(name: str, images: Tensor, labels: Tensor, targets: Tensor | None) -> None:

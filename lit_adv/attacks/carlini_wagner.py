@@ -37,6 +37,7 @@ class CarliniWagnerL2(Attack):
             pixels at exactly 0 or 1 hardly move.
         objective: The paper's ``f1`` to ``f7``.
         abort_early: Give a constant up when its loss no longer falls; looked at every tenth of the steps.
+        fold: Attack a folded snapshot of the model: None where it repays, False never (bit for bit the model itself).
     """
 
     c: float = 1e-3
@@ -47,6 +48,7 @@ class CarliniWagnerL2(Attack):
     box: Literal["clip", "tanh"] = "clip"
     objective: CarliniWagnerName = "f6"
     abort_early: bool = True
+    fold: bool | None = None
 
     minimal_norm = True
 
@@ -60,6 +62,10 @@ class CarliniWagnerL2(Attack):
     @classmethod
     def example(cls) -> CarliniWagnerL2:
         return cls(c=1.0, learning_rate=0.05, steps=10, search_steps=2)
+
+    def _passes(self, classes: int) -> tuple[float, float]:
+        searches = max(1, self.search_steps)
+        return searches * (self.steps + 1), searches * self.steps
 
     def _craft(self, problem: Problem) -> Tensor:
         loss = objective(self.objective, confidence=self.confidence)
@@ -106,6 +112,7 @@ class CarliniWagnerLinf(Attack):
         confidence: Margin in logits that counts as success (the paper's kappa).
         variant: Which of the two.
         objective: The paper's ``f1`` to ``f7``.
+        fold: Attack a folded snapshot of the model: None where it repays, False never (bit for bit the model itself).
     """
 
     eps: Radius = 8 / 255
@@ -115,6 +122,7 @@ class CarliniWagnerLinf(Attack):
     confidence: float = 0.0
     variant: Literal["bounded", "carlini"] = "bounded"
     objective: CarliniWagnerName = "f6"
+    fold: bool | None = None
 
     norm = "linf"
     minimal_norm = True
@@ -128,6 +136,13 @@ class CarliniWagnerLinf(Attack):
     @classmethod
     def example(cls) -> CarliniWagnerLinf:
         return cls(eps=16 / 255, steps=10)
+
+    def _passes(self, classes: int) -> tuple[float, float]:
+        rounds = 1
+        if self.variant == "carlini":  # every round makes the threshold a tenth smaller or c twice as large
+            shrinks = math.ceil(math.log(max(self.eps * 256, 1)) / -math.log(0.9)) + 1
+            rounds = shrinks + max(0, math.ceil(math.log2(self.c / min(1e-5, self.c)))) + 1
+        return rounds * (self.steps + 1), rounds * self.steps
 
     def _craft(self, problem: Problem) -> Tensor:
         loss = objective(self.objective, confidence=self.confidence)

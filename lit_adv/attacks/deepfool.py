@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_adv.attacks.attack import Attack, Problem
-from lit_adv.attacks.norms import NormName, norm, rows
+from lit_adv.attacks.norms import DenseNormName, norm, rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,17 +25,19 @@ class DeepFool(Attack):
         steps: Most steps an image takes.
         overshoot: The perturbation is enlarged by this share, to cross the boundary rather than to reach it.
         candidates: Classes looked at, the label included: those with the largest clean logits. None looks at all.
+        fold: Attack a folded snapshot of the model: None where it repays, False never (bit for bit the model itself).
     """
 
-    norm: NormName = "l2"
+    norm: DenseNormName = "l2"
     steps: int = 50
     overshoot: float = 0.02
     candidates: int | None = 10
+    fold: bool | None = None
 
     minimal_norm = True
 
     def __post_init__(self) -> None:
-        norm(self.norm, "DeepFool")
+        norm(self.norm, "DeepFool", ("linf", "l2"))
         if self.steps < 1:
             raise ValueError(f"DeepFool: steps must be at least 1, got {self.steps}")
         if not 0 <= self.overshoot < math.inf:
@@ -46,6 +48,10 @@ class DeepFool(Attack):
     @classmethod
     def example(cls) -> DeepFool:
         return cls(steps=10)
+
+    def _passes(self, classes: int) -> tuple[float, float]:
+        looked_at = classes if self.candidates is None else min(self.candidates, classes)
+        return 2 * self.steps, (looked_at - 1) * self.steps
 
     def _craft(self, problem: Problem) -> Tensor:
         result = problem.x.clone()

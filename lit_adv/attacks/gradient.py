@@ -34,6 +34,11 @@ class SteepestDescent(Attack):
     def _schedule(self) -> tuple[int, float]:
         """Number of steps and step size."""
 
+    def _passes(self, classes: int) -> tuple[float, float]:
+        steps, _ = self._schedule()
+        judged = (self.restarts > 1) + self.keep_best
+        return self.restarts * (steps + judged), self.restarts * steps
+
     def _check(self) -> None:
         name = type(self).__name__
         norm(self.norm, name).check(name, self.eps)
@@ -108,6 +113,8 @@ class SteepestDescent(Attack):
 
     def _step(self, problem: Problem, x: Tensor, gradient: Tensor, step_size: float) -> Tensor:
         ball = norm(self.norm)
+        if ball.sparse:  # its few elements must not be spent on pixels that are at the end of the box
+            gradient = gradient.masked_fill(((gradient > 0) & (x <= 0)) | ((gradient < 0) & (x >= 1)), 0)
         moved = x - step_size * ball.steepest(gradient)
         return problem.restrict(ball.enforce(problem.x, moved, self.eps))
 
@@ -125,6 +132,7 @@ class PGD(SteepestDescent):
         restarts: Independent starts; the best is kept.
         objective: What is followed: ``ce``, ``margin``, ``dlr`` or ``f1`` to ``f7``.
         stop_at_success: Return the first iterate that succeeds: smaller perturbations, fewer passes.
+        fold: Attack a folded snapshot of the model: None where it repays, False never (bit for bit the model itself).
     """
 
     norm: NormName = "linf"
@@ -135,6 +143,7 @@ class PGD(SteepestDescent):
     restarts: int = 1
     objective: ObjectiveName = "ce"
     stop_at_success: bool = False
+    fold: bool | None = None
 
     def __post_init__(self) -> None:
         self._check()
@@ -214,12 +223,14 @@ class BIM(SteepestDescent):
         step_size: Length of a step, one grey level in the paper.
         steps: None takes the paper's rule, ``ceil(min(levels + 4, 1.25 levels))`` for ``levels = 255 eps``.
         objective: What is followed.
+        fold: Attack a folded snapshot of the model: None where it repays, False never (bit for bit the model itself).
     """
 
     eps: Radius = 8 / 255
     step_size: Radius = 1 / 255
     steps: int | None = None
     objective: ObjectiveName = "ce"
+    fold: bool | None = None
 
     norm = "linf"
     random_start = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from lit_adv.attacks.randomness import Draws
 
-NormName = Literal["linf", "l2"]
+NormName = Literal["linf", "l2", "l1", "l0"]
+DenseNormName = Literal["linf", "l2"]
 
 
 class Norm(ABC):
@@ -19,6 +21,7 @@ class Norm(ABC):
 
     name: str
     limit: float = math.inf  # the largest radius that means anything for images in [0, 1]
+    sparse: bool = False  # whether its steepest direction moves a few elements only
 
     @abstractmethod
     def steepest(self, gradient: Tensor) -> Tensor:
@@ -117,17 +120,126 @@ class L2(Norm):
         return self.size(gradient)
 
 
-_NORMS: dict[str, Norm] = {norm.name: norm for norm in (Linf(), L2())}
+class L1(Norm):
+    """Sum of absolute values."""
+
+    name = "l1"
+    sparse = True
+    share = 0.01
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        """Equal steps on the hundredth of the elements with the largest gradient, Tramer & Boneh 2019, section 3.
+
+        The one steepest element would need as many steps as there are elements to change.
+        """
+        flat = gradient.flatten(1)
+        chosen = flat.abs().topk(max(1, math.ceil(self.share * flat.shape[1])), dim=1).indices
+        kept = torch.zeros_like(flat).scatter(1, chosen, flat.gather(1, chosen).sign())
+        return (kept / kept.abs().sum(1, keepdim=True).clamp(min=1)).view_as(gradient)
+
+    def project(self, delta: Tensor, eps: float) -> Tensor:
+        return self._shrink(delta, torch.full_like(delta, math.inf), eps)
+
+    def enforce(self, x: Tensor, moved: Tensor, eps: float) -> Tensor:
+        """The nearest point of ball and box together, Croce & Hein 2021, arXiv:2103.01208, section 2.3."""
+        delta = moved - x
+        room = torch.where(delta > 0, 1 - x, x).clamp(min=0)
+        inside = self._shrink(delta, room, eps)
+        return torch.where(rows(self.size(delta)) > eps, x + inside, moved)
+
+    def random(self, draws: Draws, like: Tensor, eps: float, mask: Tensor | None) -> Tensor:
+        # exponential spacings are uniform on the simplex; one more of them leaves a part of the radius unused
+        spacings = -(draws.uniform(tuple(like.shape[1:]), like.dtype) + 2.0**-25).log()
+        rest = -(draws.uniform((1,), like.dtype) + 2.0**-25).log()
+        signs = draws.integers(tuple(like.shape[1:]), 2).to(like.dtype) * 2 - 1
+        if mask is not None:
+            spacings = spacings * mask
+        total = spacings.flatten(1).sum(1) + rest[:, 0]
+        return signs * spacings * (eps / rows(total))
+
+    def size(self, delta: Tensor) -> Tensor:
+        return delta.flatten(1).abs().sum(1)
+
+    def dual(self, gradient: Tensor) -> Tensor:
+        return gradient.flatten(1).abs().amax(1)
+
+    def _shrink(self, delta: Tensor, room: Tensor, eps: float) -> Tensor:
+        """min(max(|delta| - t, 0), room) with the sign of delta and the t >= 0 that gives the size eps."""
+        long = delta.flatten(1).abs()
+        room = room.flatten(1)
+        # the size is piecewise linear in t: an element begins to count below |delta| and is full below |delta| - room
+        ends, order = torch.cat([long, long - room], 1).sort(dim=1, descending=True)
+        slopes = torch.where(order < long.shape[1], 1.0, -1.0).to(long.dtype).cumsum(1)
+        gaps = (ends[:, :-1] - ends[:, 1:]).nan_to_num(0.0, 0.0, 0.0)
+        sizes = torch.cat([torch.zeros_like(ends[:, :1]), (slopes[:, :-1] * gaps).cumsum(1)], 1)
+        reached = (sizes >= eps).to(torch.int8)
+        last = torch.where(reached.any(1), reached.argmax(1), sizes.shape[1] - 1)[:, None]
+        before = (last - 1).clamp(min=0)
+        slope = slopes.gather(1, before).clamp(min=1)
+        level = ends.gather(1, before) - (eps - sizes.gather(1, before)) / slope
+        level = level.clamp(min=0).nan_to_num(0.0)
+        kept = torch.minimum((long - level).clamp(min=0), room)
+        # the sums are rounded
+        kept = kept * (eps / kept.sum(1, keepdim=True).clamp(min=max(eps, torch.finfo(kept.dtype).tiny)))
+        return (kept * delta.flatten(1).sign()).view_as(delta)
 
 
-def norm(name: str, owner: str = "norm") -> Norm:
+class L0(Norm):
+    """Number of pixels changed, in any channel; radii are numbers of pixels."""
+
+    name = "l0"
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        """The gradient over its L1 norm; only the projection is sparse (Croce & Hein 2019, arXiv:1909.05040, 3.2)."""
+        largest = rows(gradient.flatten(1).abs().amax(1)).clamp(min=torch.finfo(gradient.dtype).tiny)
+        scaled = gradient / largest
+        return scaled / rows(scaled.flatten(1).abs().sum(1)).clamp(min=torch.finfo(gradient.dtype).tiny)
+
+    def project(self, delta: Tensor, eps: float) -> Tensor:
+        return delta * self._largest(delta.square().sum(1), eps)
+
+    def enforce(self, x: Tensor, moved: Tensor, eps: float) -> Tensor:
+        """The nearest point of ball and box together, Croce & Hein 2019, section 3.2."""
+        delta = moved - x
+        boxed = moved.clamp(0, 1)
+        # what giving a pixel up costs more than clamping it
+        gain = (delta.square() - (boxed - moved).square()).sum(1)
+        inside = torch.where(self._largest(gain, eps) > 0, boxed, x)
+        return torch.where(rows(self.size(delta)) > eps, inside, moved)
+
+    def random(self, draws: Draws, like: Tensor, eps: float, mask: Tensor | None) -> Tensor:
+        scores = draws.uniform(tuple(like.shape[2:]), like.dtype) + 1
+        values = draws.uniform(tuple(like.shape[1:]), like.dtype) * 2 - 1
+        if mask is not None:
+            scores = scores * mask[:, 0]
+            values = values * mask
+        return values * self._largest(scores, eps)
+
+    def size(self, delta: Tensor) -> Tensor:
+        return (delta != 0).any(1).flatten(1).sum(1).to(delta.dtype)
+
+    def dual(self, gradient: Tensor) -> Tensor:
+        raise NotImplementedError("l0 is no norm and has no dual")
+
+    def _largest(self, scores: Tensor, count: float) -> Tensor:
+        """A 0/1 mask ``(B, 1, H, W)`` of the ``count`` pixels with the largest scores ``(B, H, W)``."""
+        flat = scores.flatten(1)
+        count = min(int(count), flat.shape[1])
+        chosen = flat.topk(count, dim=1).indices
+        return torch.zeros_like(flat).scatter(1, chosen, 1).view(len(flat), 1, *scores.shape[1:])
+
+
+_NORMS: dict[str, Norm] = {norm.name: norm for norm in (Linf(), L2(), L1(), L0())}
+
+
+def norm(name: str, owner: str = "norm", choices: Sequence[str] = ("linf", "l2", "l1", "l0")) -> Norm:
     """The norm of that name.
 
     Raises:
-        ValueError: No such norm.
+        ValueError: It is none of ``choices``.
     """
-    if name not in _NORMS:
-        raise ValueError(f"{owner}: norm must be one of {', '.join(_NORMS)}, got {name!r}")
+    if name not in choices:
+        raise ValueError(f"{owner}: norm must be one of {', '.join(choices)}, got {name!r}")
     return _NORMS[name]
 
 

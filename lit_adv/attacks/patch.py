@@ -28,6 +28,7 @@ class BoundedPatch(SteepestDescent):
         steps: Steps.
         random_start: Start at a uniform point of the ball rather than at the image.
         objective: What is followed.
+        fold: Attack a folded snapshot of the model: None where it repays, False never (bit for bit the model itself).
     """
 
     size: int | float = 8
@@ -36,6 +37,7 @@ class BoundedPatch(SteepestDescent):
     steps: int = 100
     random_start: bool = True
     objective: ObjectiveName = "ce"
+    fold: bool | None = None
 
     norm = "linf"
     restarts = 1

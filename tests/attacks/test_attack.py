@@ -721,6 +721,8 @@ def test_results_join():
         AttackResult(
             images=torch.full((n, 1, 2, 2), float(n)),
             success=torch.ones(n, dtype=torch.bool),
+            target=torch.full((n,), -1),
+            logits=torch.zeros(n, 3 if n else 0),
             **{name: torch.full((n,), n) for name in ("iterations", "forwards", "backwards", "queries")},
             norms={name: torch.full((n,), float(n)) for name in ("l0", "linf")},
         )

@@ -270,7 +270,7 @@ def test_objectives_that_need_more_classes_say_so(net, pictures):
         (lambda: PGD(eps="8/255"), "PGD: eps must be a number.*Radius"),
         (lambda: PGD(norm="l2", eps=-1), "PGD: eps must be at least 0"),
         (lambda: PGD(norm="l2", eps=math.inf), "PGD: eps must be at least 0 and finite"),
-        (lambda: PGD(norm="l7"), "PGD: norm must be one of linf, l2, got 'l7'"),
+        (lambda: PGD(norm="l7"), "PGD: norm must be one of linf, l2, l1, l0, got 'l7'"),
         (lambda: PGD(steps=0), "PGD: steps must be at least 1, got 0"),
         (lambda: PGD(step_size=-1), "PGD: step_size must be"),
         (lambda: PGD(step_size=math.nan), "PGD: step_size must be"),

@@ -107,5 +107,5 @@ def test_a_mask_of_ones_draws_the_same_points(name):
 
 
 def test_unknown_norm():
-    with pytest.raises(ValueError, match="PGD: norm must be one of linf, l2, got 'l3'"):
+    with pytest.raises(ValueError, match="PGD: norm must be one of linf, l2, l1, l0, got 'l3'"):
         norm("l3", "PGD")
