@@ -4,9 +4,10 @@ from .confusion_matrix import ConfusionMatrix
 from .figures import log_figure
 from .reconstruction_grid import ReconstructionGrid
 from .results_table import ResultsTable
+from .robustness_table import RobustnessTable
 from .run_progress import RunProgress
 
-__all__ = ["ConfusionMatrix", "RunProgress", "ReconstructionGrid", "ResultsTable", "log_figure"]
+__all__ = ["ConfusionMatrix", "RunProgress", "ReconstructionGrid", "ResultsTable", "RobustnessTable", "log_figure"]
 
 if __name__ == "callbacks":
     raise ImportError("import lit_adv.callbacks instead of callbacks")

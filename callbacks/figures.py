@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 from matplotlib.figure import Figure
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 
-from .files import replacing
+from lit_adv.files import replacing
 
 
 def log_figure(trainer: pl.Trainer, name: str, figure: Figure) -> Path:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .files import replacing
+from lit_adv.files import replacing
 
 
 class ResultsTable(pl.Callback):

@@ -143,6 +143,11 @@ class Problem:
     def __len__(self) -> int:
         return len(self.x)
 
+    @property
+    def max_queries(self) -> int | None:
+        """Most forward passes an image may take in this call, or None; a pass beyond it ends the call."""
+        return None if self._meter is None else self._meter.max_queries
+
     def take(self, chosen: Tensor) -> Problem:
         """The problem for the rows ``chosen``; counts go on into the whole problem's.
 
@@ -330,8 +335,8 @@ class Attack(ABC):
             targets: See the call.
             region: See the call.
             seed: See the call.
-            max_queries: Most forward passes an image may take; the call ends before the first that is too many, with
-                what has been found by then.
+            max_queries: Most forward passes an image may take; the call ends before the first that is too many for any
+                image of the batch, with what has been found by then.
             max_seconds: Ends the call at the first pass after this time.
             progress: Shows a progress bar on the error stream.
         """
@@ -503,6 +508,14 @@ class Attack(ABC):
         with Progress(console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(type(self).__name__, total=total)
             yield lambda rows: bar.advance(task, rows)
+
+
+def predictions(model: nn.Module, images: Tensor) -> Tensor:
+    """Predicted classes ``(B,)`` as an attack sees them: in eval mode, unwrapped, in the precision of the weights."""
+    with _untouched(model) as inner, torch.no_grad():
+        # cloned, as a tensor made in inference mode cannot enter autograd
+        answer: Tensor = _call(inner, images.detach().clone()).argmax(1) if len(images) else images.new_zeros(0).long()
+    return answer
 
 
 def reached(logits: Tensor, classes: Tensor, targeted: bool) -> Tensor:

@@ -3,5 +3,6 @@
 from lit_adv.metrics.fooling import FoolingRate
 from lit_adv.metrics.recognition import RecognitionAccuracy
 from lit_adv.metrics.reconstruction import ReconstructionAccuracy
+from lit_adv.metrics.robustness import RobustAccuracy
 
-__all__ = ["FoolingRate", "RecognitionAccuracy", "ReconstructionAccuracy"]
+__all__ = ["FoolingRate", "RecognitionAccuracy", "ReconstructionAccuracy", "RobustAccuracy"]

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from lit_adv.callbacks.files import replacing
+from lit_adv.files import replacing
 
 
 def test_the_old_file_stays_after_an_exception(tmp_path: Path) -> None:

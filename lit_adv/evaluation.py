@@ -1,0 +1,211 @@
+"""How robust is a classifier? Every attack on every image, and one table."""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from collections.abc import Iterable, Mapping, Sized
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from rich.table import Table
+from torch import Tensor, nn
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from lit_adv.attacks import Attack, Region
+from lit_adv.attacks.attack import predictions
+from lit_adv.files import replacing
+from lit_adv.metrics import RobustAccuracy
+
+# column to heading
+_SHOWN = {"l2": "L2", "linf": "Linf", "ssim": "SSIM", "queries": "queries", "seconds": "s/img"}
+COLUMNS = ("attack", "robust_accuracy", "fooling_rate", *RobustAccuracy.SIZES, *RobustAccuracy.COSTS)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` has found; the numbers are those of `RobustAccuracy.compute`.
+
+    Attributes:
+        images: How many there were.
+        clean_accuracy: Without an attack, in [0, 1]; None where there were no images, as below.
+        worst_case_accuracy: Share of the images that no attack fools.
+        attacks: By name ``robust_accuracy``, ``fooling_rate``, mean norms and SSIM of the images fooled, and mean
+            ``iterations``, ``forwards``, ``backwards``, ``queries`` and ``seconds`` of the images attacked.
+    """
+
+    images: int
+    clean_accuracy: float | None
+    worst_case_accuracy: float | None
+    attacks: dict[str, dict[str, float | None]]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row an attack, between ``clean`` and ``worst case``."""
+        clean = {"attack": "clean", "robust_accuracy": self.clean_accuracy}
+        worst = {"attack": "worst case", "robust_accuracy": self.worst_case_accuracy}
+        return [clean, *({"attack": name, **values} for name, values in self.attacks.items()), worst]
+
+    def table(self) -> Table:
+        """For a terminal of 80 columns: accuracies, L2, Linf, SSIM, queries and seconds an image; files have the rest."""
+        table = Table(title=f"Robustness, {self.images:,} images", title_justify="left", title_style="bold")
+        table.add_column("attack", overflow="fold", min_width=10)
+        for name in ("accuracy", "fooled", *_SHOWN.values()):
+            table.add_column(name, justify="right", no_wrap=True)
+        rows = self.rows()
+        for number, row in enumerate(rows):
+            shares = [_percent(row.get(name)) for name in ("robust_accuracy", "fooling_rate")]
+            table.add_row(row["attack"], *shares, *(_number(row.get(name)) for name in _SHOWN))
+            if number in (0, len(rows) - 2):
+                table.add_section()
+        return table
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes ``robustness.csv`` and ``robustness.json`` into ``folder`` and returns the path of the first."""
+        folder = Path(folder)
+        with (
+            replacing(folder / "robustness.csv") as path,
+            path.open("w", newline="", encoding="utf-8") as file,
+        ):
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(self.rows())
+        with replacing(folder / "robustness.json") as path:
+            path.write_text(json.dumps(vars(self), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        return folder / "robustness.csv"
+
+
+def evaluate(
+    model: nn.Module,
+    loader: Iterable[Any],
+    attacks: Mapping[str, Attack],
+    *,
+    regions: Mapping[str, Region] | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = False,
+) -> Evaluation:
+    """Clean, robust and worst-case accuracy of a classifier, with norms, SSIM, queries and seconds of each attack.
+
+    Only images that the model classifies rightly are attacked; the others count as not robust. The model is left as it
+    was. Whoever runs several processes updates `RobustAccuracy` by `attack_batch`, as the callback `RobustnessTable`
+    does.
+
+    Args:
+        model: Maps images in [0, 1] to logits.
+        loader: Batches (images, labels): ``(B, C, H, W)`` in [0, 1] and ``(B,)`` int64.
+        attacks: By any names.
+        regions: For some of these names, the only region that the attack may change.
+        seed: Of the attacks; an image gets the same random numbers in any batch.
+        device: Where to attack; None takes the model's.
+        progress: Shows a progress bar.
+
+    Raises:
+        ValueError: No attacks, a region for none of them, or batches of another kind.
+    """
+    check_attacks("evaluate", attacks, regions)
+    if device is None:
+        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    metric = RobustAccuracy(list(attacks)).to(device)
+    # a loader without images is no mistake of the metric's caller
+    metric.update(torch.zeros(0, dtype=torch.bool, device=device), _nothing(attacks, device), {})
+    total = len(loader) if isinstance(loader, Sized) else None
+    with Progress(transient=True, disable=not progress) as bar:
+        task = bar.add_task("attacking", total=None if total is None else total * len(attacks))
+        for batch in loader:
+            images, labels = pair("evaluate", batch)
+            metric.update(
+                *attack_batch(
+                    model,
+                    images.to(device),
+                    labels.to(device),
+                    attacks,
+                    regions,
+                    seed,
+                    after_each=lambda: bar.advance(task),
+                )
+            )
+    return Evaluation(**metric.compute())
+
+
+def attack_batch(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    attacks: Mapping[str, Attack],
+    regions: Mapping[str, Region] | None = None,
+    seed: int = 0,
+    after_each: Any = None,
+) -> tuple[Tensor, dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+    """All attacks on one batch, as `RobustAccuracy.update` takes it."""
+    right = predictions(model, images) == labels
+    images, labels = images[right], labels[right]
+    fooled, measures = {}, {}
+    for name, attack in attacks.items():
+        _wait(images.device)
+        began = time.perf_counter()
+        result = attack.run(model, images, labels, region=(regions or {}).get(name), seed=seed)
+        _wait(images.device)
+        seconds = (time.perf_counter() - began) / max(1, len(images))
+        fooled[name] = result.success
+        measures[name] = {
+            **result.norms,
+            "ssim": _ssim(result.images, images),
+            "iterations": result.iterations,
+            "forwards": result.forwards,
+            "backwards": result.backwards,
+            "queries": result.queries,
+            "seconds": torch.full_like(labels, seconds, dtype=torch.float64),
+        }
+        if after_each is not None:
+            after_each()
+    return right, fooled, measures
+
+
+def check_attacks(owner: str, attacks: Mapping[str, Attack], regions: Mapping[str, Region] | None) -> None:
+    """Raises ValueError unless there are attacks, by name, and regions for none but them."""
+    wrong = [name for name, attack in attacks.items() if not isinstance(attack, Attack)]
+    if not attacks or wrong:
+        got = "none" if not attacks else f"{wrong[0]}: {type(attacks[wrong[0]]).__name__}"
+        raise ValueError(f"{owner}: attacks must be at least one attack by name, got {got}")
+    unknown = sorted(set(regions or {}) - set(attacks))
+    if unknown:
+        raise ValueError(f"{owner}: regions must be for attacks ({', '.join(attacks)}), got one for {unknown[0]}")
+
+
+def pair(owner: str, batch: Any) -> tuple[Tensor, Tensor]:
+    """Images and labels of a batch; ValueError for anything else."""
+    if not isinstance(batch, list | tuple) or len(batch) != 2 or not all(isinstance(each, Tensor) for each in batch):
+        raise ValueError(f"{owner}: batches must be (images, labels), got {type(batch).__name__}")
+    return batch[0], batch[1]
+
+
+def _ssim(images: Tensor, clean: Tensor) -> Tensor:
+    """SSIM of each image with an 11 x 11 Gaussian window, mirrored at the border; NaN where a side is below 6 pixels."""
+    if not len(images) or min(images.shape[-2:]) < 6:
+        return torch.full((len(images),), torch.nan, dtype=torch.float64, device=images.device)
+    found = structural_similarity_index_measure(images.double(), clean.double(), data_range=1.0, reduction="none")
+    assert isinstance(found, Tensor)
+    return found
+
+
+def _nothing(attacks: Iterable[str], device: torch.device | str) -> dict[str, Tensor]:
+    return {name: torch.zeros(0, dtype=torch.bool, device=device) for name in attacks}
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4f}" if 0 < abs(value) < 1 else f"{value:.4g}"
