@@ -132,7 +132,7 @@ def _recognition(recognition: Mapping[str, Any]) -> Table:
     table.add_row("micro (all images alike)", total, _percent(recognition["micro"]))
     table.add_row("macro (all classes alike)", total, _percent(recognition["macro"]), style="bold")
     if recognition.get("weighted") is not None:
-        table.add_row("weighted (configured weights)", total, _percent(recognition["weighted"]))
+        table.add_row("weighted (the paper's Total)", total, _percent(recognition["weighted"]))
     return table
 
 

@@ -88,9 +88,12 @@ class Checkpoint(ModelCheckpoint):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Nothing in a `fast_dev_run`, which Lightning 2.6.6 forgets here."""
-        if not getattr(trainer, "fast_dev_run", False):
-            super().on_train_end(trainer, pl_module)
+        """Saves the end where it fell between two regular checkpoints; nothing in a `fast_dev_run`."""
+        if getattr(trainer, "fast_dev_run", False):
+            return  # which Lightning 2.6.6 forgets here
+        super().on_train_end(trainer, pl_module)
+        if self._every_n_train_steps >= 1 and trainer.global_step != self._last_global_step_saved:
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Writes `last.ckpt` when the user or the cluster stops a run that has begun to train.

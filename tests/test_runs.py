@@ -7,7 +7,9 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import pytorch_lightning as pl
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from lit_adv import runs
 
@@ -47,6 +49,31 @@ def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path, monkeypatch)
     folders = [runs.new_folder("cifar10/redrl", tmp_path) for _ in range(3)]
     assert [f.name for f in folders] == ["2026-01-02_03-04-05", "2026-01-02_03-04-05-1", "2026-01-02_03-04-05-2"]
     assert all(f.is_dir() and f.parent == tmp_path / "cifar10" / "redrl" for f in folders)
+
+
+def test_the_end_is_saved_where_it_falls_between_two_checkpoints(tmp_path):
+    class Task(pl.LightningModule):
+        monitor = "loss"
+
+        def __init__(self):
+            super().__init__()
+            self.net = torch.nn.Linear(2, 1)
+
+        def training_step(self, batch, batch_idx):
+            loss = self.net(batch[0]).square().mean()
+            self.log("loss", loss)
+            return loss
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    loader = DataLoader(TensorDataset(torch.rand(10, 2)), batch_size=1)
+    trainer = pl.Trainer(
+        max_epochs=1, logger=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
+        callbacks=[runs.Checkpoint(every_n_epochs=None, every_n_train_steps=4)], default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(Task(), loader)
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 10
 
 
 def test_best_is_the_least_where_the_task_says_so(tmp_path):

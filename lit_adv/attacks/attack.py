@@ -153,7 +153,7 @@ class Problem:
 
         An index may stand there several times, as for the candidates of a population: each is counted.
         """
-        part = object.__new__(Problem)
+        part = object.__new__(type(self))
         part.__dict__.update(self.__dict__)
         part.x = self.x[chosen]
         part.classes = self.classes[chosen]
@@ -270,13 +270,15 @@ class Attack(ABC):
 
     Concrete attacks are frozen keyword-only dataclasses that say how to craft; this class gives all of them the same
     guarantees. The model is left as it was, also after an exception: the train flag of every module, buffers,
-    parameters, ``.grad``, hooks; batch statistics do not move, since every module is in eval mode meanwhile. The global
-    random state and the input are untouched. The call works inside ``no_grad``, ``inference_mode`` and autocast, with
+    parameters, ``.grad``, hooks; batch statistics do not move, since every module is in eval mode meanwhile (what a
+    model's own forward pass writes elsewhere is its own affair). The global random state and the input are untouched,
+    also where the model draws random numbers. The call works inside ``no_grad``, ``inference_mode`` and autocast, with
     models in bfloat16 or float64 and with models wrapped in DistributedDataParallel (the wrapped module is called, so
     nothing is reduced). Pixels stay in [0, 1], in the budget, and bit for bit as they were outside the region.
 
-    An image's result does not depend on the rest of its batch: exactly so in float64, in float32 up to rounding, which
-    can flip the sign of a gradient near 0.
+    An image's result does not depend on the rest of its batch, but for the rounding of the model, whose answer to an
+    image can differ in the last bits from batch to batch: invisible in float64, while in float32 it can flip the sign
+    of a gradient near 0.
     """
 
     minimal_norm: ClassVar[bool] = False  # looks for the smallest perturbation: images that succeed already stay as are
@@ -394,12 +396,17 @@ class Attack(ABC):
                     torch.autograd.grad(total, few, allow_unused=True)
 
             both = measured(gradient, few.device) / len(few)
-        found = self._passes(classes)
+        found = self._passes_of(classes, images.shape[1:])
         forwards, backwards = (math.nan, math.nan) if found is None else found
         if self.max_queries is not None:
             forwards = min(forwards, self.max_queries)
         seconds = len(images) * (forwards * forward + backwards * max(both - forward, 0))
         return Cost(forwards=forwards, backwards=backwards, images=len(images), seconds=seconds)
+
+    def within_budget(self, clean: Tensor, images: Tensor) -> Tensor:
+        """``images`` brought into the attack's ball around ``clean`` where they have left it."""
+        budget = self._budget()
+        return images if budget is None else budget[0].enforce(clean, images, budget[1])
 
     def fingerprint(self) -> str:
         """SHA-256 over class and fields, 64 hexadecimal digits, the same in every process."""
@@ -417,6 +424,10 @@ class Attack(ABC):
     def _passes(self, classes: int) -> tuple[float, float] | None:
         """Most forward and backward passes an image takes with a model of so many classes; None: unknown."""
         return None
+
+    def _passes_of(self, classes: int, shape: torch.Size) -> tuple[float, float] | None:
+        """`_passes`, for attacks that take more of them for larger images ``(C, H, W)``."""
+        return self._passes(classes)
 
     def _region(self, images: Tensor, seeds: Tensor, region: Region | None) -> Tensor | None:
         """The mask of a call; attacks with a place of their own combine it with the region."""
@@ -444,6 +455,8 @@ class Attack(ABC):
         _check_shapes(name, images, labels, targets)
         with contextlib.ExitStack() as stack:
             inner = stack.enter_context(_untouched(model))
+            # for models that draw random numbers, as none of the attacks does
+            stack.enter_context(torch.random.fork_rng(devices=[images.device] if images.is_cuda else []))
             # clones: a tensor made in inference mode cannot enter autograd
             x = images.detach().clone().to(torch.float64 if images.dtype == torch.float64 else torch.float32)
             labels = labels.detach().to(images.device, copy=True)
@@ -457,7 +470,7 @@ class Attack(ABC):
             limits = [limit for limit in (max_queries, self.max_queries) if limit is not None]
             meter = None
             if limits or max_seconds is not None or progress:
-                tick = stack.enter_context(self._bar(len(x))) if progress else None
+                tick = stack.enter_context(self._bar(x.shape)) if progress else None
                 meter = Meter(x, min(limits, default=None), max_seconds, self._measure(), tick)
             problem = Problem(
                 inner, x, goal, targets is not None, mask, Draws(seeds), owner=name, labels=labels, meter=meter
@@ -494,17 +507,17 @@ class Attack(ABC):
         """Whether a folded snapshot is asked for, or repays itself."""
         if self.fold is not None:
             return self.fold
-        passes = self._passes(10)
+        passes = self._passes_of(10, problem.x.shape[1:])
         # a snapshot costs about a pass of 32 images; float64 is asked for where every bit matters
         return passes is not None and passes[0] >= 5 and passes[0] * len(problem) >= 160 and problem.plain_float32()
 
     @contextlib.contextmanager
-    def _bar(self, count: int) -> Iterator[Callable[[int], None]]:
+    def _bar(self, shape: torch.Size) -> Iterator[Callable[[int], None]]:
         from rich.console import Console
         from rich.progress import Progress
 
-        found = self._passes(10)
-        total = None if found is None or not math.isfinite(found[0]) else found[0] * count
+        found = self._passes_of(10, shape[1:])
+        total = None if found is None or not math.isfinite(found[0]) else found[0] * shape[0]
         with Progress(console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(type(self).__name__, total=total)
             yield lambda rows: bar.advance(task, rows)

@@ -86,13 +86,14 @@ class AdversarialDataModule(pl.LightningDataModule):
         craft_batch_size: Most images that are attacked at once.
         num_workers: DataLoader workers; they read the cache.
         variants: How many versions of each image exist in training, the clean one included, spread evenly over the
-            classes and fixed by the seed; None: all of them.
+            classes and fixed by the seed (a class with fewer settings has fewer); None: all of them. Which ones differs
+            from image to image, so that a batch's are crafted a few at a time: ``prefill`` crafts them in full batches.
         paired: Show each training image in every class within one batch, in place of one drawn class: an epoch is then
             as many times longer. A recogniser that sees only the image starts to learn much sooner from such batches.
         seed: Of the order, the draws and the attacks.
         quantise: ``round`` or ``floor`` of 255 times the image, or ``none``.
-        survive_rounding: Enlarge a perturbation without a budget that rounding has undone by the smallest of the
-            factors 1, 1.1, ..., 3 after which the rounded image fools.
+        survive_rounding: Enlarge a minimal-norm attack's perturbation that rounding has undone by the smallest of the
+            factors 1, 1.1, ..., 3 after which the rounded image fools; a budget is kept.
         labels: Which class an attack leaves: the victim's ``prediction`` on the clean image, as the papers have it, or
             the ``true`` one.
         cache_dir: Folder for crafted images; None keeps nothing.
@@ -389,7 +390,8 @@ class AdversarialDataModule(pl.LightningDataModule):
         clean, adversarial = _to_float(raw.clean), _to_float(adversarial)
         if self.augment and raw.split == "train":
             seeds = mix(raw.index + mix_int(self.seed, epoch, 3))
-            clean, adversarial = _shift_and_flip(clean, seeds), _shift_and_flip(adversarial, seeds)
+            flips = getattr(self.source, "flips", True)  # a mirrored digit is another character
+            clean, adversarial = (_shift_and_flip(each, seeds, flips) for each in (clean, adversarial))
         return AdversarialBatch(clean, adversarial, raw.label, raw.attack, raw.setting, raw.victim, raw.index)
 
     def _count(self, raw: _Raw, flags: Tensor) -> None:
@@ -437,12 +439,13 @@ class AdversarialDataModule(pl.LightningDataModule):
         before = victim(crafted).argmax(1) != leave
         kept = _to_stored(self.quantise, crafted)
         after = before if self.quantise == "none" else victim(_to_float(kept)).argmax(1) != leave
-        if self.survive_rounding and self.quantise != "none" and not hasattr(attack, "eps"):
+        if self.survive_rounding and self.quantise != "none" and attack.minimal_norm:
             for factor in _FACTORS[1:]:
                 lost = (before & ~after).nonzero()[:, 0]
                 if not len(lost):
                     break
-                larger = _to_stored(self.quantise, (clean[lost] + factor * (crafted[lost] - clean[lost])).clamp(0, 1))
+                larger = attack.within_budget(clean[lost], clean[lost] + factor * (crafted[lost] - clean[lost]))
+                larger = _to_stored(self.quantise, larger.clamp(0, 1))
                 fools = victim(_to_float(larger)).argmax(1) != leave[lost]
                 kept[lost[fools]] = larger[fools]
                 after = after.index_copy(0, lost, fools)
@@ -781,15 +784,16 @@ def _tally(flags: Tensor) -> Tensor:
     return torch.stack([torch.tensor(len(flags)), *((flags & flag > 0).sum() for flag in (_BEFORE, _AFTER, _SAME))])
 
 
-def _shift_and_flip(images: Tensor, seeds: Tensor) -> Tensor:
-    """Each image shifted by up to an eighth of its side (zeros move in) and flipped left to right or not."""
+def _shift_and_flip(images: Tensor, seeds: Tensor, flips: bool) -> Tensor:
+    """Each image shifted by up to an eighth of its side (zeros move in) and, where allowed, flipped left to right."""
     draws = Draws(seeds)
     height, width = images.shape[-2:]
     reach = max(1, max(height, width) // 8)
     padded = F.pad(images, [reach] * 4)
     down, right = draws.integers((1,), 2 * reach + 1), draws.integers((1,), 2 * reach + 1)
     across = torch.arange(width, device=images.device).expand(len(images), -1)
-    across = torch.where(draws.integers((1,), 2) == 1, width - 1 - across, across)
+    if flips:
+        across = torch.where(draws.integers((1,), 2) == 1, width - 1 - across, across)
     rows = (torch.arange(height, device=images.device) + down)[:, None, :, None]
     columns = (across + right)[:, None, None, :]
     batch = torch.arange(len(images), device=images.device)[:, None, None, None]

@@ -10,7 +10,7 @@ from torchvision import datasets
 from torchvision.datasets.utils import check_integrity
 
 from lit_adv.data.datasets import TensorImages
-from lit_adv.data.image_datamodule import ImageDataModule, require_files
+from lit_adv.data.image_datamodule import DOWNLOAD, ImageDataModule, require_files
 
 
 class CIFAR10(ImageDataModule):
@@ -64,7 +64,7 @@ class CIFAR10(ImageDataModule):
         hashes = dict(
             [*published.train_list, *published.test_list, (published.meta["filename"], published.meta["md5"])]
         )
-        remedy = f"use `--data.download true`, or unpack {published.url} in '{self.root}'"
+        remedy = f"{DOWNLOAD}, or unpack {published.url} in '{self.root}'"
         require_files(self._name, self._folder, list(hashes), remedy)
         for name, md5 in hashes.items():
             if not check_integrity(self._folder / name, md5):

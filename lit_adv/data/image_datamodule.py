@@ -21,6 +21,8 @@ from lit_adv.data.batches import (
 from lit_adv.data.datasets import ImageDataset, TensorImages, to_square
 from lit_adv.data.sampling import rank_and_world, stratified_order
 
+DOWNLOAD = "use `--data.download true`, as the source of an adversarial data module `--data.source.download true`"
+
 
 class ImageDataModule(pl.LightningDataModule):
     """Batches `(images (B, C, H, W) float32 in [0, 1], labels (B,) int64)` of a labelled image set.

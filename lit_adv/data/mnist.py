@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torchvision import datasets
 
 from lit_adv.data.datasets import TensorImages
-from lit_adv.data.image_datamodule import ImageDataModule, require_files
+from lit_adv.data.image_datamodule import DOWNLOAD, ImageDataModule, require_files
 
 
 class MNIST(ImageDataModule):
@@ -59,7 +59,7 @@ class MNIST(ImageDataModule):
     def _check(self, split: str) -> None:
         prefix = "train" if split == "train" else "t10k"
         names = [f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"]
-        require_files(self._name, self._folder, names, "use `--data.download true`, or unpack the four files there")
+        require_files(self._name, self._folder, names, f"{DOWNLOAD}, or unpack the four files there")
         counts = [_count(self._name, self._folder / name) for name in names]
         if counts[0] != counts[1]:
             raise ValueError(
@@ -84,5 +84,5 @@ def _count(owner: str, path: Path) -> int:
     dimensions = struct.unpack(f">{len(shape) // 4}I", shape[: len(shape) // 4 * 4])
     size = path.stat().st_size
     if head[:3] != b"\x00\x00\x08" or not dimensions or size != 4 + len(shape) + prod(dimensions):
-        raise ValueError(f"{owner}: '{path}' is truncated or no IDX file (delete it and use `--data.download true`)")
+        raise ValueError(f"{owner}: '{path}' is truncated or no IDX file (delete it and {DOWNLOAD})")
     return dimensions[0]

@@ -12,7 +12,7 @@ import torch
 from torchvision.datasets.utils import check_integrity, download_url
 
 from lit_adv.data.datasets import ImageDataset, ImageFiles, TensorImages
-from lit_adv.data.image_datamodule import ImageDataModule, require_files
+from lit_adv.data.image_datamodule import DOWNLOAD, ImageDataModule, require_files
 
 
 class TinyImageNet(ImageDataModule):
@@ -91,7 +91,7 @@ class TinyImageNet(ImageDataModule):
         return (self._folder / "wnids.txt").read_text().split()
 
     def _check(self) -> None:
-        remedy = f"use `--data.download true`, or unpack {self.url} in '{self.root}'"
+        remedy = f"{DOWNLOAD}, or unpack {self.url} in '{self.root}'"
         names = ["wnids.txt", "train", "val/images", "val/val_annotations.txt"]
         require_files(self._name, self._folder, names, remedy)
         wnids = (self._folder / "wnids.txt").read_text().split()

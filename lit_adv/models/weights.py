@@ -36,12 +36,12 @@ def read_file(path: str | Path, owner: str, how_to_get: str) -> dict[str, Any]:
         else:
             content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error):
-            raise ValueError(
-                f"{owner}: '{path}' cannot be loaded safely, since it holds pickled objects that may run code"
-                " (save a plain state_dict, `torch.save(model.state_dict(), path)`, or a safetensors file)"
-            ) from error
-        raise ValueError(_damaged(owner, path)) from error
+        # torch names what it refuses to build or to run; a damaged file can look the same
+        what = "holds" if "unsupported" in str(error).lower() else "may hold"
+        raise ValueError(
+            f"{owner}: '{path}' cannot be loaded safely, since it {what} pickled objects that may run code"
+            " (save a plain state_dict, `torch.save(model.state_dict(), path)`, or a safetensors file)"
+        ) from error
     # a damaged pickle stops its reader in any way: KeyError, IndexError, EOFError, UnicodeDecodeError, ...
     except Exception as error:
         raise ValueError(_damaged(owner, path)) from error

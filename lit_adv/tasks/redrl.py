@@ -7,13 +7,16 @@ from typing import Any, Literal, NamedTuple
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from lit_adv.data import AdversarialBatch
 from lit_adv.metrics import RecognitionAccuracy, ReconstructionAccuracy
 from lit_adv.models import AttackRecognizer, Reconstructor, VGGFeatures, freeze_
+from lit_adv.tasks.resuming import apply_settings, changed_settings
 
 # variants of an image in the paper's evaluation set, which its "Total" is weighted by
+_SCHEDULE_FIELDS = ("learning_rate", "weight_decay", "warmup_epochs", "milestones")
 PAPER_WEIGHTS = {"clean": 1, "pgd": 12, "deepfool": 4, "cw_l2": 8, "cw_linf": 12, "patch": 24}
 
 
@@ -94,6 +97,7 @@ class REDRL(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        self._changed: set[str] = set()
         self.hparams["milestones"] = list(milestones)
         self._check()
         self.reconstructor: Reconstructor | None = None
@@ -295,6 +299,11 @@ class REDRL(pl.LightningModule):
         warm = 0.01 * (1 - share) + share if share < 1 else 1.0
         return warm * 0.1 ** sum(epoch + 1 >= milestone for milestone in self.hparams["milestones"])
 
+    def on_train_start(self) -> None:
+        """Lets the run's own learning rate, decay and schedule win over a checkpoint's."""
+        rate, decay = float(self.hparams["learning_rate"]), float(self.hparams["weight_decay"])
+        apply_settings(self, self._changed, [{"lr": rate, "weight_decay": decay}, {"lr": rate, "weight_decay": 0.0}])
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["redrl"] = {field: self.hparams[field] for field in self.architecture}
         data = self._data()
@@ -311,6 +320,13 @@ class REDRL(pl.LightningModule):
                     f"REDRL: {field} is {self.hparams[field]!r}, but the checkpoint was trained with {stored[field]!r} "
                     "(use its config, or train anew without --ckpt_path)"
                 )
+        schedule = checkpoint.get("hyper_parameters", {}).get("schedule", self.hparams["schedule"])
+        if schedule != self.hparams["schedule"] and self._fitting():
+            raise ValueError(
+                f"REDRL: schedule must be {schedule!r} to resume this checkpoint, got {self.hparams['schedule']!r} "
+                "(a cycle cannot go on as another one; train anew without --ckpt_path)"
+            )
+        self._changed = changed_settings(self, checkpoint, _SCHEDULE_FIELDS)
         data = self._data()
         trained = checkpoint.get("attack_classes")
         if data is not None and trained is not None and list(data.attack_classes) != trained:
@@ -318,6 +334,9 @@ class REDRL(pl.LightningModule):
                 f"REDRL: the data module's attack classes are {', '.join(data.attack_classes)}, but the checkpoint was "
                 f"trained on {', '.join(trained)} (use the same attacks in the same order)"
             )
+
+    def _fitting(self) -> bool:
+        return self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
 
     def _data(self) -> Any:
         trainer = self._trainer

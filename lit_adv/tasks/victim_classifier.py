@@ -13,6 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lit_adv.models import Classifier
 from lit_adv.models.classifier import ClassifierName, check_name
+from lit_adv.tasks.resuming import apply_settings, changed_settings
 
 Batch = tuple[Tensor, Tensor]
 
@@ -74,6 +75,7 @@ class VictimClassifier(pl.LightningModule):
         self.save_hyperparameters()
         self.model: Classifier
         self.val_loss = MeanMetric()
+        self._changed: set[str] = set()
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `(B, K)` of images `(B, C, H, W)` in `[0, 1]`."""
@@ -142,6 +144,17 @@ class VictimClassifier(pl.LightningModule):
         scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, self.hparams["gamma"])
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
+    def on_train_start(self) -> None:
+        """Lets the run's own learning rate, decay and milestones win over a checkpoint's."""
+        hparams = self.hparams
+        settings = {
+            "lr": hparams["learning_rate"],
+            "momentum": hparams["momentum"],
+            "nesterov": hparams["momentum"] > 0,
+            "weight_decay": hparams["weight_decay"],
+        }
+        apply_settings(self, self._changed, [settings])
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the description of the network, with which others can load it."""
         checkpoint["classifier"] = dict(self.model.spec)
@@ -161,6 +174,7 @@ class VictimClassifier(pl.LightningModule):
             given = {field: self.hparams[field] for field in spec if self.hparams.get(field) is not None}
             self._build(Classifier(**{**spec, **given}))
         self._compare(spec, self.model.spec)
+        self._changed = changed_settings(self, checkpoint, _SCHEDULE_FIELDS)
 
     @property
     def _built(self) -> bool:
@@ -207,6 +221,7 @@ class VictimClassifier(pl.LightningModule):
 
 
 _NAME = "VictimClassifier"
+_SCHEDULE_FIELDS = ("learning_rate", "momentum", "weight_decay", "milestones", "gamma")
 _DATA_FIELDS = ("num_classes", "image_size", "in_channels")
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lit_adv.attacks import FGSM, PGD, Attack, BoundedPatch, Center, DeepFool
+from lit_adv.attacks import FGSM, PGD, Attack, BoundedPatch, CarliniWagnerLinf, Center, DeepFool
 from lit_adv.data import AdversarialDataModule
 from lit_adv.models import fingerprint
 
@@ -289,6 +289,30 @@ def test_survive_rounding_enlarges_only_what_rounding_undid():
     for key, (clean, adversarial, _) in before.items():
         if key[1] and model(adversarial[None]).argmax() != model(clean[None]).argmax():
             assert torch.equal(adversarial, after[key][1])
+
+
+def test_survive_rounding_keeps_the_budget_of_a_minimal_norm_attack():
+    eps = 0.1
+    attack = CarliniWagnerLinf(eps=eps, c=20.0, steps=20, variant="carlini")
+    options = {"source": Source(test=40), "attacks": {"cw_linf": attack}, "victims": {"a": network(1)}}
+    (row,), (other,) = (
+        (everything(made), made.report())[1] for made in (module(**options), module(**options, survive_rounding=True))
+    )
+    assert other["success_after"] > row["success_after"]
+    kept = everything(module(**options, survive_rounding=True))
+    assert max(float((adversarial - clean).abs().max()) for clean, adversarial, _ in kept.values()) <= eps + 0.5 / 255
+
+
+@pytest.mark.parametrize("flips", [True, False])
+def test_augmentation_mirrors_only_where_the_data_allow_it(flips):
+    source = Source(train=16)
+    source.flips = flips
+    image = torch.zeros(3, 8, 8)
+    image[:, :, :4] = 1  # bright on the left
+    source.sets[0] = TensorDataset(image.expand(16, 3, 8, 8).clone(), torch.zeros(16, dtype=torch.int64))
+    shown = torch.cat([batch.clean for batch in module(source=source, augment=True).batches("train")])
+    left = shown[..., 1:3].mean((1, 2, 3)) > shown[..., 5:7].mean((1, 2, 3))
+    assert bool(left.all()) != flips
 
 
 def test_prefill_crafts_what_is_shown_and_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
