@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
+import inspect
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, Subset, default_collate
 
 from lit_adv.attacks import Attack, Region
 from lit_adv.attacks.randomness import Draws, mix, mix_int
@@ -174,8 +177,22 @@ class AdversarialDataModule(pl.LightningDataModule):
 
     @property
     def num_classes(self) -> int:
-        """Classes of the clean data."""
-        return int(self.source.num_classes)  # type: ignore[attr-defined]
+        """Classes of the clean data.
+
+        Raises:
+            ValueError: The source does not say how many it has.
+        """
+        found = getattr(self.source, "num_classes", None)
+        if found is None:
+            raise ValueError(f"{type(self.source).__name__}: needs an attribute num_classes, the number of its labels")
+        return int(found)
+
+    def victim_fingerprints(self) -> dict[str, str]:
+        """A hash of each victim's weights and buffers, by which a victim trained anew is noticed."""
+        for name in self.victim_names:
+            if name not in self._victim_words:
+                self._victim_words[name] = fingerprint(self.victim(name))
+        return {name: self._victim_words[name] for name in self.victim_names}
 
     @property
     def image_size(self) -> int:
@@ -223,7 +240,7 @@ class AdversarialDataModule(pl.LightningDataModule):
                 self._check_source(split, dataset)
                 self._sets[split] = dataset
         self._check_victims()
-        if self.prefill_first and self.trainer is not None:
+        if self.prefill_first and self.trainer is not None and not getattr(self.trainer, "fast_dev_run", False):
             self.prefill(wanted)
 
     def train_dataloader(self) -> ResumableLoader:
@@ -469,6 +486,7 @@ class AdversarialDataModule(pl.LightningDataModule):
                         f"labels {self.labels}",
                         "precision float32",
                         f"lit_adv {version('lit_adv')}",  # an attack may be mended from one release to the next
+                        *self._foreign_code(variant),
                     ]
                 ),
                 self._image_shape(),
@@ -482,14 +500,17 @@ class AdversarialDataModule(pl.LightningDataModule):
             return self._words[variant]
         key, name = self._keys[variant // len(self.victim_names)], self.victim_names[variant % len(self.victim_names)]
         region = self.regions.get(key)
-        if name not in self._victim_words:
-            self._victim_words[name] = fingerprint(self.victim(name))
         self._words[variant] = (
             self.attacks[key].fingerprint(),
             "0" if region is None else region.fingerprint(),
-            self._victim_words[name],
+            self.victim_fingerprints()[name],
         )
         return self._words[variant]
+
+    def _foreign_code(self, variant: int) -> list[str]:
+        """What must be crafted anew when a user's own attack or region has been edited."""
+        key = self._keys[variant // len(self.victim_names)]
+        return [f"code {digest}" for digest in map(_code, (self.attacks[key], self.regions.get(key))) if digest]
 
     def _class_of(self, variant: int) -> tuple[str, int, int]:
         """Class, index of the setting within it, and index of the victim."""
@@ -572,8 +593,7 @@ class AdversarialDataModule(pl.LightningDataModule):
         name = type(self.source).__name__
         if not len(dataset):  # type: ignore[arg-type]
             raise ValueError(f"{name}: the {split} set is empty")
-        first, again = dataset[0], dataset[0]
-        image = first[0]
+        image = dataset[0][0]
         if not isinstance(image, Tensor) or image.ndim != 3 or not image.is_floating_point():
             found = (
                 f"{image.dtype} of shape {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
@@ -582,7 +602,8 @@ class AdversarialDataModule(pl.LightningDataModule):
                 f"{name}: the {split} set must give float images (C, H, W) in [0, 1], got {found} "
                 "(use ToTensor, and leave normalisation to the classifier)"
             )
-        if not torch.equal(image, again[0]):
+        # a flip may leave an image as it was several times running
+        if not all(torch.equal(image, dataset[0][0]) for _ in range(10)):
             raise ValueError(
                 f"{name}: the {split} set gives another image each time, so crafted images could not be kept "
                 "(switch its augmentation off and set augment of AdversarialDataModule)"
@@ -755,7 +776,20 @@ def _dataset(source: pl.LightningDataModule, split: Split) -> Dataset[Any]:
             f"{type(source).__name__}: {split}_dataloader must give one DataLoader over a data set with indices, got "
             f"{type(loader).__name__}"
         )
-    return loader.dataset
+    if loader.collate_fn is not default_collate:
+        raise ValueError(
+            f"{type(source).__name__}: {split}_dataloader must put its batches together in the ordinary way, got "
+            f"collate_fn {getattr(loader.collate_fn, '__name__', loader.collate_fn)!r} (images are read one by one: do "
+            "in the data set what it does)"
+        )
+    if isinstance(loader.sampler, SequentialSampler | RandomSampler):
+        return loader.dataset
+    if isinstance(indices := getattr(loader.sampler, "indices", None), Sequence):
+        return Subset(loader.dataset, sorted(indices))
+    raise ValueError(
+        f"{type(source).__name__}: {split}_dataloader must have an ordinary sampler or one with indices, got "
+        f"{type(loader.sampler).__name__} (give the images themselves: torch.utils.data.Subset)"
+    )
 
 
 def _read(dataset: Dataset[Any], indices: list[int]) -> tuple[Tensor, Tensor]:
@@ -799,6 +833,18 @@ def _shift_and_flip(images: Tensor, seeds: Tensor, flips: bool) -> Tensor:
     batch = torch.arange(len(images), device=images.device)[:, None, None, None]
     channel = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
     return padded[batch, channel, rows, columns]
+
+
+def _code(described: object) -> str:
+    """A hash of the source of a class that is not ours, which may be edited from one run to the next; ours is empty."""
+    theirs = [
+        kind for kind in type(described).__mro__ if kind.__module__.split(".")[0] not in ("lit_adv", "builtins", "abc")
+    ]
+    digest = hashlib.sha256()
+    for kind in theirs:
+        with contextlib.suppress(OSError, TypeError):  # made where there is no file, as in a notebook
+            digest.update(inspect.getsource(inspect.getmodule(kind) or kind).encode())
+    return digest.hexdigest() if theirs else ""
 
 
 def _percent(part: int, whole: int) -> str:

@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lit_adv.data import AdversarialBatch
@@ -309,6 +310,8 @@ class REDRL(pl.LightningModule):
         data = self._data()
         if data is not None:
             checkpoint["attack_classes"] = list(data.attack_classes)
+            if hasattr(data, "victim_fingerprints"):
+                checkpoint["victims"] = data.victim_fingerprints()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         stored = checkpoint.get("redrl")
@@ -327,6 +330,7 @@ class REDRL(pl.LightningModule):
                 "(a cycle cannot go on as another one; train anew without --ckpt_path)"
             )
         self._changed = changed_settings(self, checkpoint, _SCHEDULE_FIELDS)
+        self._compare_victims(checkpoint.get("victims"))
         data = self._data()
         trained = checkpoint.get("attack_classes")
         if data is not None and trained is not None and list(data.attack_classes) != trained:
@@ -334,6 +338,20 @@ class REDRL(pl.LightningModule):
                 f"REDRL: the data module's attack classes are {', '.join(data.attack_classes)}, but the checkpoint was "
                 f"trained on {', '.join(trained)} (use the same attacks in the same order)"
             )
+
+    def _compare_victims(self, trained: dict[str, str] | None) -> None:
+        data = self._data()
+        if trained is None or not hasattr(data, "victim_fingerprints"):
+            return
+        present = data.victim_fingerprints()
+        other = [name for name in trained if name in present and present[name] != trained[name]]
+        if other and self._fitting():
+            raise ValueError(
+                f"REDRL: the weights of victim {', '.join(other)} are not those that the checkpoint was trained with "
+                "(give the same victims, or train anew without --ckpt_path)"
+            )
+        if other:
+            rank_zero_warn(f"REDRL: it was trained with other weights of victim {', '.join(other)}")
 
     def _fitting(self) -> bool:
         return self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING

@@ -1,14 +1,18 @@
 """The adversarial data module: every image where it should be, made by whom it should be, the same every time."""
 
+import importlib
+import linecache
+import sys
 import warnings
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset, WeightedRandomSampler
 
 from lit_adv.attacks import FGSM, PGD, Attack, BoundedPatch, CarliniWagnerLinf, Center, DeepFool
 from lit_adv.data import AdversarialDataModule
@@ -289,6 +293,95 @@ def test_survive_rounding_enlarges_only_what_rounding_undid():
     for key, (clean, adversarial, _) in before.items():
         if key[1] and model(adversarial[None]).argmax() != model(clean[None]).argmax():
             assert torch.equal(adversarial, after[key][1])
+
+
+class Sampled(Source):
+    """One data set, split by samplers, as many tutorials do it."""
+
+    def __init__(self, **options):
+        super().__init__(train=30)
+        self.options = options
+
+    def train_dataloader(self):
+        return DataLoader(self.sets[0], batch_size=4, sampler=SubsetRandomSampler(range(20)), **self.options)
+
+    def val_dataloader(self):
+        return DataLoader(self.sets[0], batch_size=4, sampler=SubsetRandomSampler([25, 22, 29]))
+
+
+def test_a_split_by_samplers_is_kept():
+    made = module(source=Sampled())
+    made.setup("fit")
+    clean = {split: {float(dataset[i][0].sum()) for i in range(len(dataset))} for split, dataset in made._sets.items()}
+    assert (len(clean["train"]), len(clean["val"])) == (20, 3)
+    assert not clean["train"] & clean["val"]
+
+
+def test_what_a_loader_does_to_batches_is_not_dropped_in_silence():
+    with pytest.raises(ValueError, match="Sampled: train_dataloader must put its batches together in the ordinary way"):
+        module(source=Sampled(collate_fn=lambda rows: rows)).setup("fit")
+    source = Sampled()
+    weighted = DataLoader(source.sets[0], sampler=WeightedRandomSampler([1.0] * 30, 30))
+    source.train_dataloader = lambda: weighted
+    with pytest.raises(
+        ValueError, match="must have an ordinary sampler or one with indices, got WeightedRandomSampler"
+    ):
+        module(source=source).setup("fit")
+
+
+def test_a_source_that_flips_now_and_then_is_noticed():
+    source = Source()
+
+    class Flipping(TensorDataset):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return (image.flip(-1) if torch.rand(()) < 0.5 else image), label
+
+    source.sets[0] = Flipping(*source.sets[0].tensors)
+    for seed in range(10):
+        torch.manual_seed(seed)
+        with pytest.raises(ValueError, match="gives another image each time"):
+            module(source=source).setup("fit")
+
+
+def test_a_source_must_say_how_many_classes_it_has():
+    class Silent(Source):
+        num_classes = None
+
+    with pytest.raises(ValueError, match="Silent: needs an attribute num_classes"):
+        module(source=Silent()).setup("fit")
+
+
+def test_an_edited_attack_of_one_s_own_is_crafted_again(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    code = """
+from dataclasses import dataclass
+from lit_adv.attacks import FGSM
+@dataclass(frozen=True, kw_only=True)
+class Edited(FGSM):
+    def _craft(self, problem):
+        return problem.x * {share}
+"""
+    found = []
+    for share in (0.5, 0.5, 0.9):
+        (tmp_path / "edited.py").write_text(code.format(share=share))
+        sys.modules.pop("edited", None)
+        linecache.clearcache()
+        importlib.invalidate_caches()
+        attack = importlib.import_module("edited").Edited(eps=1.0)
+        made = module(attacks={"own": attack}, victims={"a": network(1)}, cache_dir=str(tmp_path / "cache"))
+        rows = everything(made)
+        found.append(torch.stack([adversarial for key, (_, adversarial, _) in sorted(rows.items()) if key[1]]))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[1], found[2])
+
+
+def test_fast_dev_run_crafts_only_what_it_shows(tmp_path, capsys):
+    made = module(cache_dir=str(tmp_path), prefill=True)
+    made.trainer = SimpleNamespace(fast_dev_run=True)
+    made.setup("fit")
+    assert "crafted" not in capsys.readouterr().out
 
 
 def test_survive_rounding_keeps_the_budget_of_a_minimal_norm_attack():

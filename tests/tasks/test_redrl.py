@@ -314,6 +314,20 @@ def test_another_architecture_or_class_list_is_refused(tmp_path, change, attacks
         trainer(tmp_path).fit(REDRL(**{**base, **change}), datamodule=other, ckpt_path=tmp_path / "a.ckpt")
 
 
+def test_a_victim_trained_anew_is_noticed(tmp_path):
+    base = {"width": 8, "blocks": 1, "recognizer": "small", "weight_features": 0.0}
+    run = trainer(tmp_path)
+    run.fit(REDRL(**base), datamodule=data())
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    other = data(victims={"a": network(7), "b": network(8)})
+    with pytest.raises(
+        ValueError, match="the weights of victim a, b are not those that the checkpoint was trained with"
+    ):
+        trainer(tmp_path, max_epochs=2).fit(REDRL(**base), datamodule=other, ckpt_path=tmp_path / "a.ckpt")
+    with pytest.warns(UserWarning, match="it was trained with other weights of victim a, b"):
+        trainer(tmp_path).test(REDRL(**base), datamodule=other, ckpt_path=tmp_path / "a.ckpt", verbose=False)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
