@@ -62,7 +62,7 @@ class Meter:
     ) -> None:
         self.images = x.clone()
         self._size = torch.full_like(x[:, 0, 0, 0], math.inf)
-        self._max_queries = max_queries
+        self.max_queries = max_queries
         self._deadline = None if max_seconds is None else time.monotonic() + max_seconds
         self._limited = max_queries is not None or max_seconds is not None
         self._measure = measure
@@ -72,9 +72,9 @@ class Meter:
         """Raises Spent where ``count`` more images are beyond the limit; ``forwards`` are the passes so far."""
         if self._deadline is not None and time.monotonic() > self._deadline:
             raise Spent
-        if self._max_queries is not None:
+        if self.max_queries is not None:
             after = forwards + 1 if index is None else forwards.index_add(0, index, torch.ones_like(index))
-            if bool((after if index is None else after[index]).gt(self._max_queries).any()):
+            if bool((after if index is None else after[index]).gt(self.max_queries).any()):
                 raise Spent
         if self._tick is not None:
             self._tick(count)

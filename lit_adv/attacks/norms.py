@@ -138,7 +138,8 @@ class L1(Norm):
         return (kept / kept.abs().sum(1, keepdim=True).clamp(min=1)).view_as(gradient)
 
     def project(self, delta: Tensor, eps: float) -> Tensor:
-        return self._shrink(delta, torch.full_like(delta, math.inf), eps)
+        inside = self._shrink(delta, torch.full_like(delta, math.inf), eps)
+        return torch.where(rows(self.size(delta)) > eps, inside, delta)
 
     def enforce(self, x: Tensor, moved: Tensor, eps: float) -> Tensor:
         """The nearest point of ball and box together, Croce & Hein 2021, arXiv:2103.01208, section 2.3."""
@@ -164,21 +165,17 @@ class L1(Norm):
         return gradient.flatten(1).abs().amax(1)
 
     def _shrink(self, delta: Tensor, room: Tensor, eps: float) -> Tensor:
-        """min(max(|delta| - t, 0), room) with the sign of delta and the t >= 0 that gives the size eps."""
+        """min(max(|delta| - t, 0), room) with the sign of delta and the least t >= 0 that gives a size within eps."""
         long = delta.flatten(1).abs()
         room = room.flatten(1)
         # the size is piecewise linear in t: an element begins to count below |delta| and is full below |delta| - room
-        ends, order = torch.cat([long, long - room], 1).sort(dim=1, descending=True)
-        slopes = torch.where(order < long.shape[1], 1.0, -1.0).to(long.dtype).cumsum(1)
-        gaps = (ends[:, :-1] - ends[:, 1:]).nan_to_num(0.0, 0.0, 0.0)
-        sizes = torch.cat([torch.zeros_like(ends[:, :1]), (slopes[:, :-1] * gaps).cumsum(1)], 1)
-        reached = (sizes >= eps).to(torch.int8)
-        last = torch.where(reached.any(1), reached.argmax(1), sizes.shape[1] - 1)[:, None]
-        before = (last - 1).clamp(min=0)
-        slope = slopes.gather(1, before).clamp(min=1)
-        level = ends.gather(1, before) - (eps - sizes.gather(1, before)) / slope
-        level = level.clamp(min=0).nan_to_num(0.0)
-        kept = torch.minimum((long - level).clamp(min=0), room)
+        ends, order = torch.cat([long, (long - room).clamp(min=0)], 1).sort(dim=1, descending=True)
+        slopes = torch.where(order < long.shape[1], 1.0, -1.0).double().cumsum(1)
+        sizes = (slopes[:, :-1] * (ends[:, :-1] - ends[:, 1:])).cumsum(1)  # at all ends but the first, where it is 0
+        beyond = sizes >= eps
+        before = torch.where(beyond.any(1), beyond.to(torch.int8).argmax(1), sizes.shape[1] - 1)[:, None]
+        level = ends.gather(1, before + 1) + (sizes.gather(1, before) - eps) / slopes.gather(1, before).clamp(min=1)
+        kept = torch.minimum((long - level.clamp(min=0).to(long.dtype)).clamp(min=0), room)
         # the sums are rounded
         kept = kept * (eps / kept.sum(1, keepdim=True).clamp(min=max(eps, torch.finfo(kept.dtype).tiny)))
         return (kept * delta.flatten(1).sign()).view_as(delta)
@@ -191,9 +188,7 @@ class L0(Norm):
 
     def steepest(self, gradient: Tensor) -> Tensor:
         """The gradient over its L1 norm; only the projection is sparse (Croce & Hein 2019, arXiv:1909.05040, 3.2)."""
-        largest = rows(gradient.flatten(1).abs().amax(1)).clamp(min=torch.finfo(gradient.dtype).tiny)
-        scaled = gradient / largest
-        return scaled / rows(scaled.flatten(1).abs().sum(1)).clamp(min=torch.finfo(gradient.dtype).tiny)
+        return over_l1(gradient)
 
     def project(self, delta: Tensor, eps: float) -> Tensor:
         return delta * self._largest(delta.square().sum(1), eps)
@@ -241,6 +236,14 @@ def norm(name: str, owner: str = "norm", choices: Sequence[str] = ("linf", "l2",
     if name not in choices:
         raise ValueError(f"{owner}: norm must be one of {', '.join(choices)}, got {name!r}")
     return _NORMS[name]
+
+
+def over_l1(gradient: Tensor) -> Tensor:
+    """Each row over its L1 norm; 0 where that is 0."""
+    # divided by its largest element first, or the sum of a huge gradient overflows
+    tiny = torch.finfo(gradient.dtype).tiny
+    scaled = gradient / rows(gradient.flatten(1).abs().amax(1)).clamp(min=tiny)
+    return scaled / rows(scaled.flatten(1).abs().sum(1)).clamp(min=tiny)
 
 
 def rows(values: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
-"""FGSM, FGM, BIM and PGD against closed forms on linear models and a slow loop."""
+"""FGSM, BIM, MI-FGSM, PGD and their like against closed forms on linear models and slow loops."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import kstest
 from torch import nn
 
-from lit_adv.attacks import BIM, FGM, FGSM, PGD, Mask, RandomPixels
+from lit_adv.attacks import BIM, FGM, FGSM, FGVM, ILLC, MIFGSM, PGD, Mask, RandFGSM, RandomPixels
 from lit_adv.attacks.gradient import iteration_rule
 
 quick = settings(max_examples=15, deadline=None, derandomize=True)
@@ -151,8 +152,23 @@ def test_restarts_only_help(net, pictures):
     failed = ~several.success
     assert bool((loss[1] >= loss[0])[failed].all())
     assert bool((loss[1] > loss[0])[failed].any())
-    assert several.forwards.tolist() == [6 * 3] * 40
-    assert several.backwards.tolist() == several.iterations.tolist() == [6 * 2] * 40
+    assert several.forwards[failed].tolist() == [6 * 3] * int(failed.sum())
+
+
+def test_an_image_that_is_fooled_takes_no_further_restart(net, pictures):
+    model, x = net().double(), pictures(60, dtype=torch.float64)
+    y = predict(model, x)
+    attack = PGD(eps=0.02, step_size=0.002, steps=2, restarts=6)
+    result = attack.run(model, x, y, seed=1)
+    assert torch.equal(result.backwards, result.iterations)
+    assert torch.equal(3 * result.backwards, 2 * result.forwards)
+    restarts = result.forwards // 3
+    assert len(restarts[result.success].unique()) >= 3
+    for count in (1, 2, 3, 4):
+        fewer = dataclasses.replace(attack, restarts=count).run(model, x, y, seed=1)
+        # the restart that fooled it is the first that does, and what comes back is its image
+        assert torch.equal(fewer.success, result.success & (restarts <= count))
+        torch.testing.assert_close(fewer.images[fewer.success], result.images[fewer.success], rtol=0, atol=1e-12)
 
 
 def test_a_restart_that_succeeds_is_kept(net, pictures):
@@ -196,6 +212,233 @@ def test_pass_counts(net, pictures):
         result = attack.run(model, x, y)
         for counts in (result.iterations, result.forwards, result.backwards):
             assert counts.tolist() == [passes] * 3
+
+
+# FGVM and RAND-FGSM
+
+
+@quick
+@given(seed=seeds, eps=st.floats(1e-4, 0.3))
+def test_fgvm_follows_the_values_of_the_gradient(linear, seed, eps):
+    model, x, y = linear(seed)
+    w, _ = two_class(model)
+    down = (w.view(1, 1, 4, 3) * (1 - 2 * y.view(-1, 1, 1, 1))).to(x)
+    out = FGVM(norm="linf", eps=eps, objective="margin")(model, x, y)
+    torch.testing.assert_close(out - x, eps * down / w.abs().max(), rtol=0, atol=1e-12)
+    assert (((out - x).abs() > eps * (1 - 1e-9)).flatten(1).sum(1)).tolist() == [1] * 4
+    torch.testing.assert_close(FGVM(norm="l2", eps=eps)(model, x, y), FGM(eps=eps)(model, x, y), rtol=0, atol=1e-15)
+    raw = FGVM(norm="raw", eps=0.1 * eps, objective="margin")(model, x, y)
+    torch.testing.assert_close(raw - x, 0.1 * eps * down, rtol=0, atol=1e-12)
+
+
+def test_fgvm_raw_is_the_gradient_itself_and_has_no_budget(net, pictures):
+    model, x = net().double(), pictures(6, dtype=torch.float64)
+    y = predict(model, x)
+    leaf = x.clone().requires_grad_()
+    nn.functional.cross_entropy(model(leaf), y, reduction="sum").backward()
+    for eps in (0, 0.01, 1, 300):
+        out = FGVM(norm="raw", eps=eps)(model, x, y)
+        torch.testing.assert_close(out, (x + eps * leaf.grad).clamp(0, 1), rtol=0, atol=1e-12)
+    assert float((out - x).abs().max()) > 0.5
+    targeted = FGVM(norm="raw", eps=1)(model, x, y, targets=y)
+    torch.testing.assert_close(targeted, (x - leaf.grad).clamp(0, 1), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf", "raw"])
+@pytest.mark.parametrize("factor", [0.0, 1e-30, 1e30])
+def test_fgvm_with_gradients_of_any_size(norm, factor, pictures):
+    x = pictures(3, 1, 2, 2, low=0.4, high=0.6)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    model[1].weight.data.mul_(factor)
+    out = FGVM(norm=norm, eps=0.1, objective="margin")(model, x, torch.tensor([0, 1, 0]))
+    assert bool(torch.isfinite(out).all())
+    assert torch.equal(out, x) == (factor == 0 or (norm == "raw" and factor < 1))
+    assert FGVM(norm=norm, eps=0.1).run(model, x, torch.tensor([0, 1, 0])).forwards.tolist() == [1] * 3
+
+
+def test_rand_fgsm_without_a_random_step_is_fgsm(net, pictures):
+    model, x = net(), pictures(6)
+    y = predict(model, x)
+    assert torch.equal(RandFGSM(eps=0.05, alpha=0)(model, x, y), FGSM(eps=0.05)(model, x, y))
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_rand_fgsm_is_a_random_step_and_then_fgsm(targeted, net, pictures):
+    model, x = net().double(), pictures(6, dtype=torch.float64)
+    y = predict(model, x)
+    targets = (y + 1) % 4 if targeted else None
+    started = RandFGSM(eps=0.03, alpha=0.03)(model, x, y, seed=torch.arange(6))
+    moved = started - x
+    free = (x > 0.03) & (x < 0.97)
+    torch.testing.assert_close(moved[free].abs(), torch.full_like(moved[free], 0.03))
+    assert 0.4 < float((moved[free] > 0).double().mean()) < 0.6
+    result = RandFGSM(eps=0.08, alpha=0.03).run(model, x, y, targets=targets, seed=torch.arange(6))
+    expected = FGSM(eps=0.05)(model, started, y, targets=targets)
+    torch.testing.assert_close(result.images, expected, rtol=0, atol=1e-12)
+    assert float(result.norms["linf"].max()) <= 0.08 + 1e-12
+    assert result.forwards.tolist() == result.backwards.tolist() == [1] * 6
+    half = RandFGSM(eps=0.08)(model, x, y, seed=1)
+    assert torch.equal(half, RandFGSM(eps=0.08, alpha=0.04)(model, x, y, seed=1))
+
+
+# MI-FGSM and momentum
+
+
+def slow_momentum(model, x, y, *, norm, eps, step_size, steps, momentum):
+    """One image at a time, numpy and float64, as in the card."""
+    rows = []
+    for image, label in zip(x, y, strict=True):
+        clean = image.numpy()
+        now, m = clean.copy(), np.zeros_like(clean)
+        for _ in range(steps):
+            leaf = torch.from_numpy(now)[None].requires_grad_()
+            nn.functional.cross_entropy(model(leaf), label[None], reduction="sum").backward()
+            g = leaf.grad[0].numpy()
+            m = momentum * m + g / np.abs(g).sum()
+            if norm == "linf":
+                now = np.clip(np.clip(now + step_size * np.sign(m), clean - eps, clean + eps), 0, 1)
+            else:
+                delta = now + step_size * m / np.sqrt((m**2).sum()) - clean
+                now = np.clip(clean + delta * min(1.0, eps / np.sqrt((delta**2).sum())), 0, 1)
+        rows.append(torch.from_numpy(now))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.08), ("l2", 0.9)])
+@pytest.mark.parametrize("momentum", [1.0, 0.5])
+def test_mi_fgsm_agrees_with_a_slow_loop(norm, eps, momentum, net, pictures):
+    model, x = net().double(), pictures(4, dtype=torch.float64)
+    y = predict(model, x)
+    out = MIFGSM(norm=norm, eps=eps, steps=8, momentum=momentum)(model, x, y)
+    slow = slow_momentum(model, x, y, norm=norm, eps=eps, step_size=eps / 8, steps=8, momentum=momentum)
+    torch.testing.assert_close(out, slow, rtol=0, atol=1e-12)
+    assert not torch.allclose(out, MIFGSM(norm=norm, eps=eps, steps=8, momentum=0)(model, x, y), atol=1e-3)
+
+
+def test_mi_fgsm_without_momentum_is_bim(net, pictures):
+    model, x = net(), pictures(6)
+    y = predict(model, x)
+    out = MIFGSM(eps=0.05, momentum=0, steps=7)(model, x, y)
+    assert torch.equal(out, BIM(eps=0.05, step_size=0.05 / 7, steps=7)(model, x, y))
+    assert torch.equal(MIFGSM(eps=0.05, steps=1)(model, x, y), FGSM(eps=0.05)(model, x, y))
+    pgd = PGD(eps=0.05, step_size=0.02, steps=6, random_start=False, momentum=0.7)
+    assert torch.equal(pgd(model, x, y), MIFGSM(eps=0.05, step_size=0.02, steps=6, momentum=0.7)(model, x, y))
+    result = MIFGSM().run(model, x, y)
+    assert result.forwards.tolist() == result.backwards.tolist() == [10] * 6
+
+
+def test_momentum_of_rows_that_stay_is_kept_when_others_leave(net, pictures):
+    model, x = net().double(), pictures(24, dtype=torch.float64)
+    y = predict(model, x)
+    fields = {"eps": 0.03, "step_size": 0.004, "random_start": False, "momentum": 0.9}
+    stopping = PGD(**fields, steps=8, stop_at_success=True).run(model, x, y)
+    expected, done = x.clone(), torch.zeros(24, dtype=torch.bool)
+    for step in range(1, 9):
+        iterate = PGD(**fields, steps=step)(model, x, y)
+        expected = torch.where(done.view(-1, 1, 1, 1), expected, iterate)
+        done |= predict(model, iterate) != y
+    torch.testing.assert_close(stopping.images, expected, rtol=0, atol=1e-12)
+    assert len(set(stopping.iterations.tolist())) > 2
+
+
+# ILLC
+
+
+def test_illc_descends_to_the_class_least_likely_at_first(net, pictures):
+    model, x = net().double(), pictures(8, dtype=torch.float64)
+    y = predict(model, x)
+    with torch.no_grad():
+        unlikely = model(x).argmin(1)
+    result = ILLC(eps=12 / 255).run(model, x, y)
+    targeted = BIM(eps=12 / 255).run(model, x, y, targets=unlikely)
+    torch.testing.assert_close(result.images, targeted.images, rtol=0, atol=1e-12)
+    with torch.no_grad():
+        assert not torch.equal(model(result.images).argmin(1), unlikely)  # asked again, it would be another class
+    assert result.iterations.tolist() == result.backwards.tolist() == [15] * 8
+    assert result.forwards.tolist() == [16] * 8
+    assert torch.equal(result.success, predict(model, result.images) != y)
+    given = ILLC(eps=12 / 255).run(model, x, y, targets=(y + 1) % 4)
+    assert torch.equal(given.images, BIM(eps=12 / 255)(model, x, y, targets=(y + 1) % 4))
+    assert given.forwards.tolist() == [15] * 8
+
+
+@quick
+@given(seed=seeds, classes=st.integers(2, 5))
+def test_illc_lowers_its_loss_with_every_step_on_a_linear_model(linear, seed, classes):
+    model, x, y = linear(seed, classes)
+    with torch.no_grad():
+        unlikely = model(x).argmin(1)
+    before = nn.functional.cross_entropy(model(x), unlikely, reduction="none")
+    for steps in range(1, 6):
+        out = ILLC(eps=0.1, step_size=1e-3, steps=steps)(model, x, y)
+        now = nn.functional.cross_entropy(model(out), unlikely, reduction="none")
+        assert bool((now < before).all())
+        before = now
+
+
+# PGD in the l1 and l0 balls, against the best points of ball and box on a linear model
+
+
+def best_l1(x, slope, eps):
+    """The largest slope first, each element to the end of the box, until the budget is spent."""
+    rows = []
+    for clean, w in zip(x.flatten(1), slope.flatten(1), strict=True):
+        point, left = clean.clone(), eps
+        for element in w.abs().argsort(descending=True).tolist():
+            room = float(clean[element] if w[element] > 0 else 1 - clean[element])
+            step = min(room, left)
+            point[element] -= step * float(w[element].sign())
+            left -= step
+        rows.append(point)
+    return torch.stack(rows).view_as(x)
+
+
+def best_l0(x, slope, count):
+    """Whole pixels, to the end of the box, where that gives most."""
+    ends = torch.where(slope > 0, 0.0, 1.0)
+    gain = ((x - ends) * slope).sum(1).flatten(1)
+    chosen = torch.zeros_like(gain).scatter(1, gain.topk(count, dim=1).indices, 1).view(len(x), 1, *x.shape[2:])
+    return torch.where(chosen > 0, ends, x)
+
+
+@pytest.mark.parametrize(
+    # a step of l1 goes to three elements, here, however small the ball is
+    ("norm", "eps", "step_size", "share"),
+    [("l1", 5.0, 1.0, 0.97), ("l1", 0.6, 0.2, 0.9), ("l0", 7, 300.0, 0.93)],
+)
+@pytest.mark.parametrize("random_start", [False, True])
+def test_sparse_pgd_finds_the_best_point_on_a_linear_model(norm, eps, step_size, share, random_start, linear):
+    model, x, y = linear(2, channels=3, height=10, width=10, count=16)
+    x = (x + 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x)).clamp(0, 1)
+    slope = two_class(model)[0].detach().view(1, 3, 10, 10) * (2 * y - 1).view(-1, 1, 1, 1)  # of the label's margin
+    best = best_l1(x, slope, eps) if norm == "l1" else best_l0(x, slope, eps)
+    attack = PGD(norm=norm, eps=eps, step_size=step_size, steps=60, random_start=random_start)
+    out = attack(model, x, y, seed=3)
+    gained = (margin(model, x, y) - margin(model, out, y)) / (margin(model, x, y) - margin(model, best, y))
+    assert float(gained.max()) <= 1 + 1e-9
+    assert float(gained.min()) > share
+    size = (out - x).abs().sum((1, 2, 3)) if norm == "l1" else (out != x).any(1).sum((1, 2)).to(x)
+    assert float(size.max()) <= eps * (1 + 1e-12)
+    assert float(size.min()) > 0.99 * eps
+
+
+@pytest.mark.parametrize(("norm", "eps", "step_size"), [("l1", 8.0, 2.0), ("l0", 10, 100.0)])
+@pytest.mark.parametrize("targeted", [False, True])
+def test_sparse_pgd_fools(norm, eps, step_size, targeted, net, pictures):
+    model, x = net(), pictures(40)
+    y = predict(model, x)
+    targets = (y + 1) % 4 if targeted else None
+    shares = []
+    for share in (0, 0.2, 1):
+        attack = PGD(norm=norm, eps=round(share * eps), step_size=step_size, steps=20)
+        shares.append(float(attack.run(model, x, y, targets=targets, seed=1).success.double().mean()))
+    assert shares[0] == 0
+    assert shares[0] < shares[1] < shares[2]
+    assert shares[2] > (0.6 if targeted else 0.9)
+    region = Mask((torch.arange(64).view(8, 8) % 2).float())
+    result = PGD(norm=norm, eps=eps, step_size=step_size, steps=20).run(model, x, y, region=region, seed=1)
+    assert float(result.norms[norm].max()) <= eps * (1 + 1e-6)
+    assert float(result.success.double().mean()) > 0.5
 
 
 def start(norm, eps, seed, count=400, mask=None, size=(3, 4, 4)):
@@ -280,6 +523,19 @@ def test_objectives_that_need_more_classes_say_so(net, pictures):
         (lambda: FGM(eps=-2), "FGM: eps must be"),
         (lambda: BIM(eps=4), "BIM: eps must be"),
         (lambda: BIM(steps=0), "BIM: steps must be"),
+        (lambda: PGD(momentum=-1), "PGD: momentum must be at least 0, got -1"),
+        (lambda: PGD(norm="l0", eps=-1), "PGD: eps must be at least 0"),
+        (lambda: FGVM(norm="l1"), "FGVM: norm must be one of l2, linf, raw, got 'l1'"),
+        (lambda: FGVM(norm="linf", eps=2), r"FGVM: eps must be in \[0, 1\] for linf"),
+        (lambda: FGVM(norm="raw", eps=-2), "FGVM: eps must be at least 0"),
+        (lambda: FGVM(objective="cw"), "FGVM: objective must be one of"),
+        (lambda: RandFGSM(eps=0.1, alpha=0.2), r"RandFGSM: alpha must be in \[0, eps\] = \[0, 0.1\], got 0.2"),
+        (lambda: RandFGSM(alpha=-0.1), "RandFGSM: alpha must be in"),
+        (lambda: RandFGSM(eps=4), "RandFGSM: eps must be"),
+        (lambda: MIFGSM(norm="l1"), "MIFGSM: norm must be one of linf, l2, got 'l1'"),
+        (lambda: MIFGSM(steps=0), "MIFGSM: steps must be at least 1"),
+        (lambda: MIFGSM(momentum=math.nan), "MIFGSM: momentum must be"),
+        (lambda: ILLC(steps=0), "ILLC: steps must be"),
     ],
 )
 def test_bad_fields_are_refused(make, message):
