@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -182,7 +183,9 @@ class Problem:
     def graph(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``x`` as a leaf and its logits with their graph, for attacks that take several gradients of one pass."""
         x = x.detach().requires_grad_()
-        with torch.compiler.set_stance("force_eager"):  # a compiled model's graph gives one gradient only
+        # a compiled model's graph gives one gradient only; where nothing is compiled, the compiler is not even loaded
+        eager = "torch._dynamo" in sys.modules
+        with torch.compiler.set_stance("force_eager") if eager else contextlib.nullcontext():
             return x, self._forward(x)
 
     def backward(self, total: Tensor, x: Tensor, *, keep_graph: bool = False) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dis
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -124,11 +125,17 @@ def _channels_last(module: nn.Module) -> nn.Module:
 
 def _is_plain(module: nn.Module) -> bool:
     """Whether a copy of the module can stand in for it without anybody noticing."""
-    if isinstance(module, torch._dynamo.OptimizedModule | torch.jit.ScriptModule | nn.parallel.DistributedDataParallel):
+    if isinstance(module, torch.jit.ScriptModule | nn.parallel.DistributedDataParallel) or compiled(module):
         return False
     if "forward" in vars(module) or any(getattr(module, name, None) for name in _HOOKS):
         return False
     return type(module).__module__.split(".")[0] in ("torch", "torchvision") or not _writes(type(module))
+
+
+def compiled(module: nn.Module) -> bool:
+    """Whether `torch.compile` has made the module; asked without loading the compiler, which takes a second."""
+    compiler = sys.modules.get("torch._dynamo")
+    return compiler is not None and isinstance(module, compiler.OptimizedModule)
 
 
 def _writes(kind: type) -> bool:
