@@ -7,11 +7,13 @@ import hashlib
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def fingerprint(described: object) -> str:
     """SHA-256 over class, fields and tensor bytes of a dataclass, as 64 hexadecimal digits.
+
+    A network counts with its architecture, parameters and buffers; its mode and device do not matter.
 
     Raises:
         TypeError: A field holds something that has no stable description.
@@ -36,6 +38,11 @@ def _feed(digest: Any, value: object) -> None:
         digest.update(f"sequence {len(value)};".encode())
         for item in value:
             _feed(digest, item)
+    elif isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        digest.update(f"mapping {len(value)};".encode())
+        for key in sorted(value):
+            _feed(digest, key)
+            _feed(digest, value[key])
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         digest.update(f"{type(value).__module__}.{type(value).__qualname__}(".encode())
         for field in dataclasses.fields(value):
@@ -46,7 +53,15 @@ def _feed(digest: Any, value: object) -> None:
                 held = float(held)
             _feed(digest, held)
         digest.update(b")")
+    elif isinstance(value, nn.Module):
+        digest.update(f"module {type(value).__module__}.{type(value).__qualname__} {value!r}(".encode())
+        # named_buffers as well: buffers that are not saved may change the output all the same
+        held = {**dict(value.named_buffers()), **value.state_dict()}
+        for name in sorted(held):
+            digest.update(f"{name}=".encode())
+            _feed(digest, held[name])
+        digest.update(b")")
     else:
         raise TypeError(
-            f"{type(value).__name__} has no stable fingerprint (use numbers, strings, tensors, dataclasses)"
+            f"{type(value).__name__} has no stable fingerprint (use numbers, strings, tensors, networks, dataclasses)"
         )

@@ -2,6 +2,7 @@
 
 from lit_adv.data.adversarial import AdversarialBatch, AdversarialDataModule
 from lit_adv.data.arrays import Arrays
+from lit_adv.data.attack_files import load_attack, save_attack
 from lit_adv.data.cifar import CIFAR10, CIFAR100
 from lit_adv.data.digits import Digits
 from lit_adv.data.folder import ImageFolder
@@ -23,4 +24,6 @@ __all__ = [
     "ImageFolder",
     "ImageNet",
     "TinyImageNet",
+    "load_attack",
+    "save_attack",
 ]

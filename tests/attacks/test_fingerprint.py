@@ -89,6 +89,44 @@ def test_equal_settings_are_equal():
 
 
 def test_what_has_no_stable_description_is_refused():
-    for value in ({1}, object(), len, {"a": 1}, 1j):
+    for value in ({1}, object(), len, {1: "a"}, 1j):
         with pytest.raises(TypeError, match="has no stable fingerprint"):
             fingerprint(Setting(value))
+
+
+class Network(torch.nn.Module):
+    def __init__(self, width=2):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = torch.nn.Linear(3, width)
+        self.norm = torch.nn.BatchNorm1d(width)
+        self.register_buffer("unsaved", torch.zeros(1), persistent=False)
+
+
+class OtherNetwork(Network):
+    def _get_name(self):
+        return "Network"
+
+
+def test_networks_count_with_all_their_tensors():
+    def changed(change):
+        network = Network()
+        with torch.no_grad():
+            change(network)
+        return fingerprint(Setting(network))
+
+    found = {
+        fingerprint(Setting(Network(3))),
+        fingerprint(Setting(OtherNetwork())),
+        fingerprint(Setting((Network(),))),
+        fingerprint(Setting((Network(), Network()))),
+        changed(lambda network: None),
+        changed(lambda network: network.layer.weight[0, 0].add_(1e-6)),
+        changed(lambda network: network.norm.running_mean.add_(1e-6)),
+        changed(lambda network: network.norm.num_batches_tracked.add_(1)),
+        changed(lambda network: network.unsaved.add_(1)),
+        changed(lambda network: network.double()),
+    }
+    assert len(found) == 10
+    # not what changes no answer
+    assert changed(lambda network: network.eval().requires_grad_(False)) == changed(lambda network: None)
