@@ -3,15 +3,16 @@
 `lit_adv.cli` is the command around it.
 """
 
+import importlib
 import logging
 import os
 import shlex
 import signal
 import sys
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
@@ -19,7 +20,7 @@ import pytorch_lightning as pl
 from jsonargparse import Namespace, set_parsing_settings
 from jsonargparse.typing import register_type
 from omegaconf.errors import OmegaConfBaseException
-from pytorch_lightning.callbacks import ProgressBar
+from pytorch_lightning.callbacks import BasePredictionWriter, ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
@@ -30,7 +31,7 @@ import lit_adv.callbacks
 import lit_adv.data
 import lit_adv.tasks  # noqa: F401
 from lit_adv import bolts, runs
-from lit_adv.attacks import Attack, Radius
+from lit_adv.attacks import Attack, Radius, Region
 from lit_adv.compose import ConfigError, compose, display_name, expand_arguments, is_packaged, load_text
 from lit_adv.diagnosis import explain, is_deliberate, message_of, nearest, tree_of
 
@@ -62,14 +63,18 @@ def run(arguments: list[str]) -> "AdvCLI":
     _quieten()
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     register_type(Radius, serializer=float, deserializer=Radius)
-    _resolve_annotations(Attack)
-    if int(getattr(rank_zero_only, "rank", 0) or 0) == 0:
+    _import_modules(_tree(expanded))
+    for base in (Attack, Region):
+        _resolve_annotations(base)
+    is_rank_zero = int(getattr(rank_zero_only, "rank", 0) or 0) == 0
+    if is_rank_zero:
         for file in files:
             if is_packaged(file):
                 print(f"config: {file} (installed with lit_adv)", file=sys.stderr)
-    with _raising_on_sigterm():
+    signals = runs.StopSignals()
+    with signals.received(by_rank_zero=_FOLDER_VARIABLE in os.environ and not is_rank_zero):
         try:
-            return AdvCLI([subcommand, *expanded], files)
+            return AdvCLI([subcommand, *expanded], files, signals)
         except SIGTERMException as error:
             raise Stopped("stopped by SIGTERM before there was anything to save", 143) from error
 
@@ -80,10 +85,11 @@ class AdvCLI(LightningCLI):
     Args:
         arguments: The subcommand and its options, configs composed to text.
         files: The config files that were given, for the run's name.
+        signals: Receives Ctrl-C and SIGTERM.
     """
 
-    def __init__(self, arguments: list[str], files: list[Path]) -> None:
-        self.files = files
+    def __init__(self, arguments: list[str], files: list[Path], signals: runs.StopSignals) -> None:
+        self.arguments, self.files, self.signals = arguments, files, signals
         self.folder = Path()
         self.record: runs.RunRecord | None = None
         self._made_folder = False
@@ -155,7 +161,7 @@ class AdvCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Everything that can be refused before a class is made or a file of data is read."""
         options, fitting = self.options, self.subcommand == "fit"
-        given = options.run_dir or options.trainer.get("default_root_dir")
+        given = self._moved_folder() or options.run_dir or options.trainer.get("default_root_dir")
         options.run_dir, options.trainer.default_root_dir = given, None
         if options.get("weights_only") is None:
             options.weights_only = True
@@ -188,7 +194,9 @@ class AdvCLI(LightningCLI):
             raise
         finally:
             self.config = config
-        self._compare(runs.data_facts(self.datamodule))
+        facts = runs.data_facts(self.datamodule)
+        self._compare(facts)
+        self._check_head(facts)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """A trainer that keeps everything in the run's folder and logs to its `metrics.csv` in any case."""
@@ -206,7 +214,7 @@ class AdvCLI(LightningCLI):
             return super().instantiate_trainer(
                 default_root_dir=str(self.folder),
                 logger=False if logger is False else [*loggers, runs.MetricsFile(self.folder)],
-                callbacks=[*callbacks, self.record],
+                callbacks=[*callbacks, self.record, self.signals],
                 **kwargs,
             )
         except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
@@ -214,7 +222,12 @@ class AdvCLI(LightningCLI):
             raise ConfigError(f"trainer: {error}") from error
 
     def after_instantiate_classes(self) -> None:
-        """Prints where the run is kept and, on resuming, what differs."""
+        """Prints where the run is kept and, on resuming, what differs; dates what an evaluation logs."""
+        if self._checkpoint and self.subcommand != "fit":
+            # Lightning logs an evaluation at step 0, also one of trained weights
+            loop = self.trainer.fit_loop
+            loop.epoch_progress.current.completed = int(self._checkpoint.get("epoch", 0))
+            loop.epoch_loop._batches_that_stepped = int(self._checkpoint.get("global_step", 0))
         if not self.is_rank_zero:
             return
         print(f"run folder: {self.folder}", flush=True)
@@ -222,15 +235,36 @@ class AdvCLI(LightningCLI):
             self._print_differences()
 
     def after_fit(self) -> None:
-        """Prints the best checkpoint, with its score."""
-        best = next((c for c in self.trainer.checkpoint_callbacks if isinstance(c, runs.Checkpoint)), None)
-        if not self.is_rank_zero or best is None or not best.best_model_path:
+        """Prints the run's folder and its best checkpoint with the score, or the last where no validation was run."""
+        if not self.is_rank_zero or self.options.trainer.fast_dev_run:
             return
-        score = "" if best.best_model_score is None else f" ({best.monitor} {float(best.best_model_score):.4f})"
-        path = os.path.relpath(best.best_model_path)
-        print(f"run folder: {self.folder}\nbest checkpoint: {path}{score}")
+        print(f"run folder: {self.folder}", flush=True)
+        kept = next((c for c in self.trainer.checkpoint_callbacks if isinstance(c, runs.Checkpoint)), None)
+        name = "best" if kept is not None and kept.best_model_path else "last"
+        path = self.folder / "checkpoints" / f"{name}.ckpt"
+        if kept is None or not path.is_file():
+            return
+        score = f" (no validation was run: there is no {kept.monitor} to choose the best by)" if name == "last" else ""
+        if name == "best" and kept.best_model_score is not None:
+            score = f" ({kept.monitor} {float(kept.best_model_score):.4f})"
+        print(f"{name} checkpoint: {os.path.relpath(path)}{score}")
         config = shlex.quote(str(self.folder / "config.yaml"))
-        print(f"test it with: lightning test --config {config} --ckpt_path best", flush=True)
+        print(f"test it with: lightning test --config {config} --ckpt_path {name}", flush=True)
+
+    def after_predict(self) -> None:
+        """Says where predictions are, if anywhere."""
+        kept = any(isinstance(callback, BasePredictionWriter) for callback in getattr(self.trainer, "callbacks", []))
+        if self.is_rank_zero and not kept:
+            print(
+                "the predictions were not kept (a BasePredictionWriter of Lightning's in trainer.callbacks keeps them)"
+            )
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        arguments: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        if subcommand == "predict":
+            # nobody takes what `predict` returns, and all of it would have to fit into memory
+            arguments["return_predictions"] = False
+        return arguments
 
     def _run_subcommand(self, subcommand: str) -> None:
         if self.is_rank_zero and self.record is not None and not self.options.trainer.fast_dev_run:
@@ -256,13 +290,22 @@ class AdvCLI(LightningCLI):
             message = f"{what}"
         elif last.is_file():
             trainer = self.trainer
-            where = f"epoch {trainer.current_epoch}, step {trainer.global_step}"
-            message = f"{what} in {where}; a checkpoint is left: {last}\nresume with: {command} --ckpt_path last"
+            # a resumed run knows where it is once all is restored
+            where = f" in epoch {trainer.current_epoch}, step {trainer.global_step}" if trainer.global_step else ""
+            message = f"{what}{where}; a checkpoint is left: {last}\nresume with: {command} --ckpt_path last"
         else:
             message = (
                 f"{what} before the first training step; crafted images are kept in the cache\nstart again: {command}"
             )
         raise Stopped(message, code) from error
+
+    def _moved_folder(self) -> str | None:
+        """The folder of the run whose `config.yaml` says the `run_dir`, wherever it was copied or moved."""
+        if any(argument.partition("=")[0] == "--run_dir" for argument in self.arguments):
+            return None
+        file = next((file for file in reversed(self.files) if compose(file).get("run_dir")), None)
+        is_of_a_run = file is not None and file.name == "config.yaml" and (file.parent / "checkpoints").is_dir()
+        return str(file.parent) if file is not None and is_of_a_run else None
 
     def _refuse_to_overwrite(self, given: str | None) -> None:
         folder = Path(given) if given else None
@@ -278,6 +321,16 @@ class AdvCLI(LightningCLI):
             raise ConfigError(
                 f"run_dir: {folder} already holds the checkpoints of a run (resume it with --ckpt_path last, or start "
                 f"a new run elsewhere with --run_dir DIR)"
+            )
+
+    def _check_head(self, facts: dict[str, Any]) -> None:
+        """Refuses to evaluate ImageNet's weights with a head for other classes, which is drawn at random."""
+        options = self.options
+        evaluating = self.subcommand != "fit" and not options.ckpt_path and not options.untrained
+        classes = _get(options.model, "num_classes") or facts.get("num_classes")
+        if evaluating and _get(options.model, "weights") == "imagenet" and classes != 1000:
+            raise ConfigError(
+                f"{self._needs_checkpoint(options.run_dir)}: the head for {classes} classes is not ImageNet's"
             )
 
     def _needs_checkpoint(self, given: str | None) -> str:
@@ -325,7 +378,7 @@ class AdvCLI(LightningCLI):
             content = runs.read_checkpoint(Path(path))
         except (OSError, ValueError) as error:
             raise ConfigError(str(error)) from error
-        return {key: content[key] for key in ("config", "data", "epoch") if key in content}
+        return {key: content[key] for key in ("config", "data", "epoch", "global_step") if key in content}
 
     def _compare(self, facts: dict[str, Any]) -> None:
         if not self._checkpoint:
@@ -442,25 +495,6 @@ def _replace(value: Any, mark: str, text: str) -> Any:
 
 
 @contextmanager
-def _raising_on_sigterm() -> Iterator[None]:
-    """SIGTERM stops the run where it is, as Ctrl-C does; Lightning alone waits for the end of a batch, and crafting one
-    may take minutes. Under SLURM Lightning's own handling stays, for requeueing."""
-    if "SLURM_JOB_ID" in os.environ or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, _raise_sigterm)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _raise_sigterm(number: int, frame: Any) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise SIGTERMException
-
-
-@contextmanager
 def _in_environment(name: str, value: str) -> Iterator[None]:
     before = os.environ.get(name)
     os.environ[name] = value
@@ -473,6 +507,23 @@ def _in_environment(name: str, value: str) -> Iterator[None]:
             os.environ[name] = before
 
 
+def _import_modules(tree: dict[str, Any]) -> None:
+    """Imports the modules of the classes that a config names, so that `_resolve_annotations` finds a user's own."""
+    for name in _class_names(tree):
+        # the parser imports it again, and says what is wrong
+        with suppress(Exception):
+            importlib.import_module(name.rpartition(".")[0])
+
+
+def _class_names(tree: Any, named: bool = False) -> Iterator[str]:
+    for value in tree if isinstance(tree, list) else ():
+        yield from _class_names(value)
+    for key, value in tree.items() if isinstance(tree, dict) else ():
+        if isinstance(value, str) and "." in value and (named or key == "class_path"):
+            yield value
+        yield from _class_names(value, named=key in ("attacks", "regions"))
+
+
 def _resolve_annotations(cls: type) -> None:
     """Puts types in place of the text that `from __future__ import annotations` leaves in dataclasses.
 
@@ -482,7 +533,13 @@ def _resolve_annotations(cls: type) -> None:
     subclass: Any
     for subclass in cls.__subclasses__():
         if "__init__" in vars(subclass):
-            subclass.__init__.__annotations__ = get_type_hints(subclass.__init__)
+            # a name that only type checkers import leaves the parser without types, as anywhere else
+            with suppress(NameError):
+                # a dataclass's fields in the modules they are of: a base's names may be unknown in the subclass's
+                own = subclass if is_dataclass(subclass) else subclass.__init__
+                hints = get_type_hints(own)
+                given = subclass.__init__.__annotations__
+                subclass.__init__.__annotations__ = {name: hints.get(name, kind) for name, kind in given.items()}
         _resolve_annotations(subclass)
 
 

@@ -8,6 +8,9 @@ Two things that the parser cannot do, so that a config file works alone and copi
 * a value that names a YAML file stands for that file's content (`attacks: ../attacks/redrl_32.yaml`), and replaces what
   the base had there. `${...}` in it refers to the whole config, as anywhere else.
 
+An attack, a region or a victim that a later file or option sets to null (`--data.attacks.patch=null`) is taken out of
+the mapping, for which the parser has no word.
+
 Paths are relative to the file that holds them. A config that is not in the working directory is looked for among the
 configs that are installed with the package.
 """
@@ -21,6 +24,9 @@ from typing import Any
 import yaml
 
 CONFIG_OPTIONS = ("-c", "--config")
+_KINDS = ("attacks", "regions", "victims")
+# `--data.attacks.patch`, with what may follow it
+_NAMED_OPTION = re.compile(rf"--data\.(?:init_args\.)?({'|'.join(_KINDS)})\.([^.=]+)(.*)", re.DOTALL)
 
 
 class ConfigError(Exception):
@@ -47,6 +53,9 @@ def expand_arguments(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
 
     Text is handed on in place of a file, as composing changes the content but not where options stand: what comes later
     wins. A `--config` value that is not a file name (YAML text) is left alone.
+
+    Raises:
+        ConfigError: A file cannot be used (see `compose`), or an option sets to null what there is not.
     """
     expanded, files, rest = [], [], list(arguments)
     while rest:
@@ -60,7 +69,7 @@ def expand_arguments(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
             files.append(find_config(value))
             value = dump(compose(value))
         expanded += ["--config", value]
-    return expanded, files
+    return _without_nulls(expanded), files
 
 
 def find_config(path: str | Path) -> Path:
@@ -163,6 +172,63 @@ def _put_files_in_place(content: Any, path: Path, parents: tuple[Path, ...]) -> 
         value = _load(path.parent / content, parents)
         return _Whole(value) if isinstance(value, dict) else value
     return content
+
+
+def _without_nulls(arguments: list[str]) -> list[str]:
+    kept: list[Any] = []  # options as text, configs as content
+    changed = False
+    given = iter(arguments)
+    for argument in given:
+        if argument == "--config":
+            content = load_text(next(given), "--config")
+            for kind, named in _named(content):
+                for name in [name for name, value in named.items() if value is None]:
+                    del named[name]
+                    _take_out(kind, name, kept)
+                    changed = True
+            kept.append(content)
+            continue
+        option = _NAMED_OPTION.fullmatch(argument)
+        if option and "=" not in argument:
+            argument = f"{argument}={next(given, '')}"
+            option = _NAMED_OPTION.fullmatch(argument)
+        if option and option[3] == "=null":
+            names = _take_out(option[1], option[2], kept)
+            if option[2] not in names:
+                raise ConfigError(
+                    f"data.{option[1]}.{option[2]}: null takes out what there is ({_nearest(option[2], names)})"
+                )
+            changed = True
+        else:
+            kept.append(argument)
+    if not changed:
+        return arguments
+    return [part for one in kept for part in ([one] if isinstance(one, str) else ["--config", dump(one)])]
+
+
+def _named(content: Any) -> list[tuple[str, dict[str, Any]]]:
+    """The mappings of attacks, regions and victims in a config."""
+    data = content.get("data") if isinstance(content, dict) else None
+    places = [data, data.get("init_args")] if isinstance(data, dict) else []
+    found = [(kind, place.get(kind)) for place in places if isinstance(place, dict) for kind in _KINDS]
+    return [(kind, named) for kind, named in found if isinstance(named, dict)]
+
+
+def _take_out(kind: str, name: str, kept: list[Any]) -> list[str]:
+    """Takes a name out of configs and options; returns the names of its kind that there were."""
+    names = []
+    for one in list(kept):
+        if isinstance(one, str):
+            option = _NAMED_OPTION.fullmatch(one)
+            if option and option[1] == kind:
+                names.append(option[2])
+                if option[2] == name:
+                    kept.remove(one)
+        else:
+            for named in (named for found, named in _named(one) if found == kind):
+                names += named
+                named.pop(name, None)
+    return list(dict.fromkeys(names))
 
 
 def _other_class(base: dict[str, Any], over: dict[str, Any]) -> bool:

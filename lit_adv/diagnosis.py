@@ -58,6 +58,12 @@ def explain(message: str, parser: argparse.ArgumentParser, tree: Mapping[str, An
     if missing := re.search(r"the following arguments are required: (.*)", message):
         names = ", ".join(name.rpartition(".")[2] for name in missing[1].split(", "))
         return f"{names} must be given (--config FILE names them; configs/ has one file a job)"
+    data = tree.get("data")
+    for place in (data, data.get("init_args")) if isinstance(data, Mapping) else ():
+        victims = place.get("victims") if isinstance(place, Mapping) else None
+        if isinstance(victims, str) and "victims" in message:
+            # the parser takes the text for the name of a YAML file, and reads the checkpoint as one
+            return f"data.victims must be name: path, got {victims!r} (--data.victims.NAME=PATH)"
     # the parser complains of one thing; what it does not mention it has accepted
     found = (text for name, text in _unknown_names(tree, parser) if name in message)
     return next(found, None) or _shorten(message, tree)

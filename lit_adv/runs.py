@@ -11,15 +11,20 @@ import csv
 import json
 import math
 import os
+import pickle
 import platform
+import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
+import zipfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, cast
 
 import pytorch_lightning as pl
 import torch
@@ -35,6 +40,8 @@ ARCHITECTURE = (
     *("inputs", "width", "blocks", "recognizer", "feature_network", "feature_layer", "num_attacks"),
 )
 DATA_FACTS = ("num_classes", "in_channels", "image_size", "attack_classes")
+# What decides, under `data`, which images are trained on and how they are crafted.
+_SPLIT = frozenset({"seed", "validation", "train_limit"})
 # Differ between any two runs and change nothing of the result.
 _INCIDENTAL = frozenset({"config", "ckpt_path", "run_dir", "untrained", "weights_only", "trainer.default_root_dir"})
 
@@ -45,8 +52,8 @@ class Checkpoint(ModelCheckpoint):
     Args:
         monitor: The logged number that decides what is best. None: the task's attribute `monitor`.
         mode: Whether more or less of it is better. None: the task's attribute `monitor_mode`, "max" without one.
-        every_n_epochs: Save after so many epochs. None: after each, unless `every_n_train_steps` is given.
-        every_n_train_steps: Save after so many steps instead.
+        every_n_epochs: Save after so many epochs. None: after each.
+        every_n_train_steps: Save `last.ckpt` after so many steps as well; what is best is known after a validation.
     """
 
     def __init__(
@@ -58,19 +65,27 @@ class Checkpoint(ModelCheckpoint):
     ) -> None:
         if mode not in (None, "min", "max"):
             raise ValueError(f"Checkpoint: mode must be min or max, got {mode!r}")
+        if every_n_train_steps is not None and every_n_train_steps < 1:
+            raise ValueError(
+                f"Checkpoint: every_n_train_steps must be at least 1, got {every_n_train_steps} (null saves no steps)"
+            )
         super().__init__(
             filename="best",
             monitor=monitor,
             mode=mode or "max",
             save_last=True,
             every_n_epochs=every_n_epochs,
-            every_n_train_steps=every_n_train_steps,
             enable_version_counter=False,
         )
         self._mode_given = mode is not None
+        self._steps_apart, self._step_saved = every_n_train_steps, 0
+        # batches trained when this callback last had a validation's numbers
+        self._judged_at: int | None = None
+        self._begun = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Takes the folder from the run and what to monitor from the task."""
+        self._begun = False
         self.dirpath = os.path.realpath(os.path.join(trainer.default_root_dir, "checkpoints"))
         self.monitor = self.monitor or getattr(pl_module, "monitor", None)
         if not self._mode_given and getattr(pl_module, "monitor_mode", "max") == "min":
@@ -80,20 +95,68 @@ class Checkpoint(ModelCheckpoint):
             warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
             super().setup(trainer, pl_module, stage)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Knows the best again, also in a folder that was copied or moved; a new folder has none yet."""
+        here = str(self.dirpath)
+
+        def moved(path: str) -> str:
+            return os.path.join(here, os.path.basename(path)) if path else ""
+
+        if os.path.isfile(moved(state_dict["best_model_path"])):
+            paths = {name: moved(state_dict[name]) for name in ("best_model_path", "kth_best_model_path")}
+            scores = {moved(path): score for path, score in state_dict["best_k_models"].items()}
+            last = moved(state_dict["last_model_path"])
+            super().load_state_dict(
+                {**state_dict, **paths, "dirpath": here, "best_k_models": scores, "last_model_path": last}
+            )
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Notes that all is restored: what is saved from now on is no less than what was resumed."""
+        super().on_train_start(trainer, pl_module)
+        self._begun = True
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves `last.ckpt` where `every_n_train_steps` says so."""
+        step, before = trainer.global_step, self._last_global_step_saved
+        due = self._steps_apart is not None and step % self._steps_apart == 0 and step != self._step_saved
+        if due and not getattr(trainer, "fast_dev_run", False):
+            with _held(trainer):
+                self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+            # or the end of the epoch, in the same step, would be taken for saved
+            self._step_saved, self._last_global_step_saved = step, before
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves where validation is not at the end of each epoch."""
+        with _held(trainer):
+            if not self._should_save_on_train_epoch_end(trainer):
+                self._judged_at = _batches_trained(trainer)
+            super().on_validation_end(trainer, pl_module)
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Saves, `last.ckpt` also after an epoch that is not the best (Lightning 2.6.6 leaves it at the best one)."""
-        super().on_train_epoch_end(trainer, pl_module)
-        due = self._every_n_epochs >= 1 and (trainer.current_epoch + 1) % self._every_n_epochs == 0
-        if due and not self._should_skip_saving_checkpoint(trainer):
-            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        with _held(trainer):
+            self._judged_at = _batches_trained(trainer)
+            super().on_train_epoch_end(trainer, pl_module)
+            due = self._every_n_epochs >= 1 and (trainer.current_epoch + 1) % self._every_n_epochs == 0
+            if due and not self._should_skip_saving_checkpoint(trainer):
+                self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Saves the end where it fell between two regular checkpoints; nothing in a `fast_dev_run`."""
         if getattr(trainer, "fast_dev_run", False):
             return  # which Lightning 2.6.6 forgets here
         super().on_train_end(trainer, pl_module)
-        if self._every_n_train_steps >= 1 and trainer.global_step != self._last_global_step_saved:
+        if trainer.global_step != self._last_global_step_saved:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Puts Lightning's counters into a state that it can go on from."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            _make_resumable(checkpoint["loops"]["fit_loop"], trainer, self._judged_at == _batches_trained(trainer))
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Writes `last.ckpt` when the user or the cluster stops a run that has begun to train.
@@ -102,12 +165,134 @@ class Checkpoint(ModelCheckpoint):
         """
         stopped = isinstance(exception, (KeyboardInterrupt, SIGTERMException))
         fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-        if not stopped or not fitting or getattr(trainer, "fast_dev_run", False) or not trainer.strategy.optimizers:
+        if not stopped or not fitting or getattr(trainer, "fast_dev_run", False) or not self._begun:
             return
         self.last_model_path = os.path.join(str(self.dirpath), "last.ckpt")
         # Trainer.save_checkpoint ends in a barrier, which a rank that was stopped elsewhere never reaches
         content = trainer._checkpoint_connector.dump_checkpoint(False)
         trainer.strategy.save_checkpoint(content, self.last_model_path)
+
+
+def _batches_trained(trainer: pl.Trainer) -> int:
+    total: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+    return int(total.processed)
+
+
+def _make_resumable(loops: dict[str, Any], trainer: pl.Trainer, judged: bool) -> None:
+    """Brings a checkpoint's counters to one of three states, from which Lightning 2.6.6 goes on as if never stopped.
+
+    From others it leaves out a validation that was due, or runs only as many of its batches as were left (the first
+    ones), takes an epoch that began for one that ended, or counts a step twice in the logs.
+
+    Args:
+        loops: The state of the fit loop.
+        trainer: The run that is saved.
+        judged: Whether the validation of the batches trained until now has been used.
+    """
+    epochs, batches = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
+    validated = loops["epoch_loop.val_loop.batch_progress"]
+    loop, fetcher = trainer.fit_loop.epoch_loop, cast(Any, trainer.fit_loop._data_fetcher)
+    epoch, here, length = epochs["current"], batches["current"]["processed"], trainer.num_training_batches
+    # the states are: amid the batches of an epoch, before a validation, and between two epochs
+    under_way = epoch["started"] > epoch["completed"] and here > 0
+    due = under_way and (trainer.validating or loop._should_check_val_fx(fetcher))
+    before_validation = due and not judged
+    through = here == length or (length == math.inf and epoch["processed"] == epoch["started"])
+    amid = under_way and (before_validation or not through)
+    for name in ("total", "current"):
+        # a batch without its step comes again; one with it misses no more than what is logged of it
+        trained = batches[name]["processed"] if amid or name == "total" else 0
+        batches[name] = dict.fromkeys(batches[name], trained)
+        ended = epochs[name]["started"] - amid if under_way else epochs[name]["processed"]
+        epochs[name] = {"ready": ended + amid, "started": ended + amid, "processed": ended, "completed": ended}
+        # started, but not completed: Lightning's sign of a validation under way, here one that is at its first batch
+        first = int(before_validation)
+        validated[name] = {"ready": first, "started": first, "processed": 0, "completed": 0}
+    # set when the last batch is fetched, which may not have been trained on
+    batches["is_last_batch"], validated["is_last_batch"] = amid and through, False
+    if trainer.lightning_module.automatic_optimization:
+        # after a batch with a validation, what follows it comes again, and counts the batch
+        again = amid and due and not loop._should_accumulate()
+        loops["epoch_loop.state_dict"]["_batches_that_stepped"] = trainer.global_step - again
+
+
+class StopSignals(Callback):
+    """Turns Ctrl-C and SIGTERM into an exception: at once, but a training step and a checkpoint are ended first.
+
+    The checkpoint of half a step would hold BatchNorm's statistics of a batch that the resumed run trains on again. A
+    second signal does not wait.
+    """
+
+    def __init__(self) -> None:
+        self._holding = False
+        self._waiting: int | None = None
+
+    @contextmanager
+    def received(self, by_rank_zero: bool = False) -> Iterator[None]:
+        """Handles the signals, in the main thread; under SLURM Lightning handles SIGTERM, for requeueing.
+
+        Args:
+            by_rank_zero: Rank 0 started this process, and ends it: Ctrl-C, which reaches both, is left to rank 0.
+        """
+        handlers: dict[int, Any] = {signal.SIGINT: signal.SIG_IGN if by_rank_zero else self._receive}
+        if "SLURM_JOB_ID" not in os.environ:
+            handlers[signal.SIGTERM] = self._receive
+        main = threading.current_thread() is threading.main_thread()
+        # what is ignored, such as Ctrl-C in the background, stays so
+        heard = [number for number in handlers if main and signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, handlers[number]) for number in heard}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Lets signals wait for the end of the block."""
+        self._holding = True
+        yield
+        self._release()
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, index: int) -> None:
+        """Lets signals wait; crafting, which takes longest, lies before."""
+        self._holding = True
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Raises what has waited."""
+        self._release()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Lets nothing wait any more."""
+        self._holding, self._waiting = False, None
+
+    def _release(self) -> None:
+        self._holding = False
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            self._raise(waiting)
+
+    def _receive(self, number: int, frame: Any) -> None:
+        if self._holding and self._waiting is None:
+            self._waiting = number
+        else:
+            self._waiting = None
+            self._raise(number)
+
+    def _raise(self, number: int) -> NoReturn:
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        # Lightning does the same with Ctrl-C while it shuts down
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise SIGTERMException
+
+
+def _held(trainer: pl.Trainer) -> AbstractContextManager[None]:
+    callbacks = getattr(trainer, "callbacks", [])
+    signals = next((callback for callback in callbacks if isinstance(callback, StopSignals)), None)
+    return signals.held() if signals else nullcontext()
 
 
 class MetricsFile(Logger):
@@ -277,10 +462,22 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         there = ", ".join(str(p) for p in sorted(path.parent.glob("*.ckpt"))) or "none in that folder"
         raise FileNotFoundError(f"ckpt_path: {path} does not exist (checkpoints: {there})")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # only a zip, torch's format, can be mapped
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except OSError:
+        raise
+    except pickle.UnpicklingError as error:
+        # torch names what it refuses to build or to run; a damaged file can look the same
+        what = "holds" if "unsupported" in str(error).lower() else "may hold"
+        raise ValueError(
+            f"ckpt_path: {path} cannot be loaded safely, since it {what} pickled objects that may run code (give a "
+            f"checkpoint that lightning fit has written)"
+        ) from error
+    # a damaged pickle stops its reader in any way: KeyError, IndexError, EOFError, UnicodeDecodeError, ...
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"ckpt_path: {path} cannot be loaded safely ({reason})") from error
+        raise ValueError(
+            f"ckpt_path: {path} is truncated or not a checkpoint (copy it again, or give another)"
+        ) from error
     if not isinstance(content, dict) or "state_dict" not in content:
         raise ValueError(f"ckpt_path: {path} is not a checkpoint of a run (it has no state_dict)")
     return content
@@ -296,7 +493,8 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any
 def mismatches(
     checkpoint: dict[str, Any], config: dict[str, Any], facts: dict[str, Any], resume: bool
 ) -> list[tuple[str, Any, Any]]:
-    """What makes a checkpoint unusable with a config: another architecture or class count and, to resume, another seed.
+    """What makes a checkpoint unusable with a config: another architecture or class count and, to resume, another seed
+    or split of the data.
 
     Args:
         checkpoint: As `read_checkpoint` returns it.
@@ -308,18 +506,22 @@ def mismatches(
         (key, value in the checkpoint, value now).
     """
     # a checkpoint of plain Lightning has no config
+    old = checkpoint.get("config", config)
+    shared = dict(_flatten(old)).keys() & dict(_flatten(config)).keys()
     found = [
         (key, before, now)
-        for key, before, now in differences(checkpoint.get("config", config), config)
+        for key, before, now in differences(old, config)
         if key == "model.class_path"
         or (key.startswith("model.init_args.") and key.rpartition(".")[2] in ARCHITECTURE and None not in (before, now))
         or (key == "seed_everything" and resume)
+        # an attack that was added may have a seed of its own
+        or (key.startswith("data.") and key.rpartition(".")[2] in _SPLIT and resume and key in shared)
     ]
     if found and found[0][0] == "model.class_path":
         found = [entry for entry in found if not entry[0].startswith("model.init_args.")]
     known = checkpoint.get("data", {})
-    shared = [name for name in DATA_FACTS if name in known and name in facts]
-    return found + [(f"data: {name}", known[name], facts[name]) for name in shared if known[name] != facts[name]]
+    both = [name for name in DATA_FACTS if name in known and name in facts]
+    return found + [(f"data: {name}", known[name], facts[name]) for name in both if known[name] != facts[name]]
 
 
 def _flatten(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

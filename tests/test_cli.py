@@ -1,11 +1,15 @@
 """The `lightning` command: parsing, run folders, resuming, errors and interruption."""
 
+import csv
+import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -23,7 +27,7 @@ class CountingTask(pl.LightningModule):
 
     monitor = "val/acc"
 
-    def __init__(self, width: int = 4, learning_rate: float = 0.1, fail: str | None = None):
+    def __init__(self, width: int = 4, learning_rate: float = 0.1, fail: str | None = None, weights: str | None = None):
         super().__init__()
         if fail == "init":
             raise ValueError("CountingTask: fail must not be 'init'")
@@ -43,6 +47,9 @@ class CountingTask(pl.LightningModule):
     def test_step(self, batch, index):
         self.log("test/acc", 0.5)
 
+    def predict_step(self, batch, index):
+        return self.network(batch[0])
+
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), self.hparams["learning_rate"])
 
@@ -58,6 +65,7 @@ class CountingData(pl.LightningDataModule):
         victims: dict[str, torch.nn.Module | str] | None = None,
         num_classes: int = 3,
         note: str = "",
+        seed: int = 0,
     ):
         super().__init__()
         self.attacks, self.note, self.num_classes = attacks or {}, note, num_classes
@@ -67,7 +75,14 @@ class CountingData(pl.LightningDataModule):
     def train_dataloader(self):
         return DataLoader(TensorDataset(torch.ones(8, 4)), batch_size=4)
 
-    val_dataloader = test_dataloader = train_dataloader
+    val_dataloader = test_dataloader = predict_dataloader = train_dataloader
+
+
+class Writer(pl.callbacks.BasePredictionWriter):
+    """A stand-in that would keep predictions."""
+
+    def __init__(self):
+        super().__init__("batch")
 
 
 CONFIG = """
@@ -191,6 +206,42 @@ def test_the_later_of_several_configs_and_options_wins(run, tmp_path):
     assert config["model"]["init_args"]["width"] == 6
 
 
+def test_a_users_attack_in_a_file_of_its_own_has_types(toy, tmp_path, monkeypatch):
+    # its base's types have names that the file does not know
+    (tmp_path / "an_attack_of_mine.py").write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "from lit_adv.attacks import PGD\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class OfMine(PGD):\n"
+        "    strength: int = 1\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    attack = "{class_path: an_attack_of_mine.OfMine, init_args: {eps: 8/255, strength: %s}}"
+    text = "data: {init_args: {attacks: {mine: " + attack + "}}}"
+    assert toy(text % 2, "--trainer.fast_dev_run=true", "--data.attacks.more=an_attack_of_mine.OfMine").code == 0
+    assert CountingData.seen.attacks["mine"].eps == pytest.approx(8 / 255)
+    assert CountingData.seen.attacks["mine"].strength == 2
+    assert "data.attacks.mine.strength: expected int, got strong" in toy(text % "strong").err
+
+
+def test_null_takes_out_an_attack_or_a_victim(toy, run, tmp_path):
+    def attacks(*arguments):
+        result = toy("data: {init_args: {attacks: {pgd/8: PGD}}}", *arguments, "--trainer.fast_dev_run=true")
+        assert result.code == 0, result.err
+        return set(CountingData.seen.attacks)
+
+    assert attacks() == {"pgd/4", "pgd/8", "deepfool"}
+    assert attacks("--data.attacks.deepfool=null") == {"pgd/4", "pgd/8"}
+    assert attacks("--data.init_args.attacks.pgd/8", "null", "--data.attacks.pgd/4.steps=2") == {"pgd/4", "deepfool"}
+    assert attacks("--data.attacks.deepfool=null", "--data.attacks.deepfool=DeepFool") == attacks()
+    (tmp_path / "more.yaml").write_text("data: {init_args: {attacks: {pgd/4: null}, victims: {a: null}}}")
+    assert attacks("--config", "more.yaml") == {"pgd/8", "deepfool"}
+    result = toy("", "--data.attacks.deepfol=null")
+    assert result.code == 2
+    assert "data.attacks.deepfol: null takes out what there is (did you mean deepfool?)" in result.err
+
+
 def test_our_defaults(run):
     config = yaml.safe_load(run("fit", "--config", "toy.yaml", "--print_config").out)
     assert config["trainer"]["inference_mode"] is False
@@ -252,6 +303,48 @@ def test_a_failed_start_leaves_no_folder(toy, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_run_without_a_validation_says_so_and_names_the_last_checkpoint(toy, run):
+    result = toy("trainer: {check_val_every_n_epoch: 5}", "--run_dir=here")
+    assert result.code == 0, result.err
+    assert "last checkpoint: here/checkpoints/last.ckpt (no validation was run: there is no val/acc" in result.out
+    assert "test it with: lightning test --config here/config.yaml --ckpt_path last\n" in result.out
+    assert run("test", "--config", "here/config.yaml", "--ckpt_path=last").code == 0
+
+
+def test_a_run_that_was_copied_is_another_one(run, trained, tmp_path):
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    (tmp_path / "here/checkpoints/best.ckpt").unlink()
+    before = (tmp_path / "here/metrics.csv").read_text()
+    result = run("test", "--config", "there/config.yaml", "--ckpt_path=best")
+    assert result.code == 0, result.err
+    assert folder_of(result) == "there"
+    assert (tmp_path / "here/metrics.csv").read_text() == before
+    assert folder_of(run("test", "--config", "there/config.yaml", "--untrained=true", "--run_dir=new")) == "new"
+
+
+def test_an_evaluation_is_logged_at_the_step_of_its_checkpoint(run, trained, tmp_path):
+    for command, name in (("test", "test/acc"), ("validate", "val/acc")):
+        assert run(command, "--config", trained, "--ckpt_path=last").code == 0
+        with (tmp_path / "here/metrics.csv").open(newline="") as file:
+            row = list(csv.DictReader(file))[-1]
+        assert (row["step"], row["epoch"]) == ("4", "1.0")
+        assert row[name]
+
+
+def test_predictions_are_not_piled_up(run, trained, monkeypatch):
+    kept = []
+    predict = pl.Trainer.predict
+    noting = functools.wraps(predict)(lambda *given, **named: kept.append(predict(*given, **named)))
+    monkeypatch.setattr(pl.Trainer, "predict", noting)
+    result = run("predict", "--config", trained, "--ckpt_path=best")
+    assert result.code == 0, result.err
+    assert "the predictions were not kept" in result.out
+    result = run("predict", "--config", trained, "--ckpt_path=best", "--trainer.callbacks=Writer")
+    assert result.code == 0, result.err
+    assert "not kept" not in result.out
+    assert kept == [None, None]
+
+
 @pytest.mark.parametrize("name", ["csv", "tensorboard", "wandb"])
 def test_logger_fragments_write_beside_metrics_csv(run, tmp_path, monkeypatch, name):
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -300,6 +393,7 @@ def test_resuming_with_the_same_config_prints_no_difference(run, trained):
     [
         ("--model.width=9", "model.init_args.width is 4 in the checkpoint and 9 now"),
         ("--seed_everything=3", "seed_everything is 0 in the checkpoint and 3 now"),
+        ("--data.seed=3", "data.init_args.seed is 0 in the checkpoint and 3 now"),
         ("--data.num_classes=4", "data: num_classes is 3 in the checkpoint and 4 now"),
         (
             "--data.attacks.fgsm=FGSM",
@@ -343,11 +437,27 @@ def test_evaluating_untrained_needs_a_word(run, trained):
     assert run("test", "--config", "toy.yaml", "--untrained=true").code == 0
 
 
+def test_weights_of_imagenet_are_trained_weights_for_its_classes_alone(run):
+    command = ["test", "--config", "toy.yaml", "--model.weights=imagenet"]
+    result = run(*command)
+    assert result.code == 2
+    assert "CountingTask needs trained weights" in result.err
+    assert "the head for 3 classes is not ImageNet's" in result.err
+    assert run(*command, "--data.num_classes=1000").code == 0
+    assert run("test", "--config", "toy.yaml", "--model.weights=mine.pth").code == 0
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("nope.ckpt", None, "nope.ckpt does not exist (checkpoints: here/checkpoints/best.ckpt"),
-        ("torn.ckpt", b"PK\x03\x04 torn", "torn.ckpt cannot be loaded safely"),
+        ("torn.ckpt", b"PK\x03\x04 torn", "torn.ckpt is truncated or not a checkpoint (copy it again"),
+        ("empty.ckpt", b"", "empty.ckpt is truncated or not a checkpoint"),
+        (
+            "code.ckpt",
+            {"state_dict": {}, "path": Path("x")},
+            "code.ckpt cannot be loaded safely, since it holds pickled",
+        ),
         ("list.ckpt", [1], "list.ckpt is not a checkpoint of a run"),
     ],
 )
@@ -360,6 +470,7 @@ def test_a_checkpoint_that_cannot_be_used_is_named(run, trained, tmp_path, name,
     result = run("test", "--config", trained, "--ckpt_path", path.relative_to(tmp_path))
     assert result.code == 2
     assert message in result.err
+    assert "weights_only" not in result.err
 
 
 def test_best_and_last_need_a_run(run):
@@ -405,7 +516,7 @@ BAD = [
     ("data: {init_args: {attacks: {pgd/4: PDG}}}", "data.attacks.pgd/4: there is no class PDG; did you mean PGD?"),
     (
         "data: {init_args: {attacks: {pgd/4: {class_path: lit_adv.attacks.PGDD}}}}",
-        "there is no class lit_adv.attacks.PGDD; did you mean PGD?",
+        "there is no class lit_adv.attacks.PGDD; did you mean PGD",
     ),
     ("trainer: {callbacks: [ResultsTabel]}", "there is no class ResultsTabel; did you mean ResultsTable?"),
     ("model: {init_args: {width: abc}}", "model.width: expected int, got abc"),
@@ -447,11 +558,13 @@ def test_a_bad_config_is_one_message_that_names_key_and_remedy(toy, monkeypatch,
         (["--data.init_args.attacks.pgd/4.init_args.eps=foo"], "data.attacks.pgd/4.eps: a radius must be a number"),
         (["--model=CountingTusk"], "there is no class CountingTusk"),
         (["--data.attacks.pgd/4.class_path=PDG"], "data.attacks.pgd/4: there is no class PDG; did you mean PGD?"),
+        (["--data.victims=best.ckpt"], "data.victims must be name: path, got 'best.ckpt' (--data.victims.NAME="),
         (["--foo=1"], "foo: no such option; there are"),
         (["--config", "nope.yaml"], "nope.yaml: no such config file"),
     ],
 )
-def test_a_bad_option_too(run, arguments, message):
+def test_a_bad_option_too(run, tmp_path, arguments, message):
+    torch.save({"state_dict": {"weight": torch.randn(99)}}, tmp_path / "best.ckpt")
     result = run("fit", "--config", "toy.yaml", *arguments)
     assert result.code == 2
     assert message in result.err

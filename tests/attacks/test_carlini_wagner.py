@@ -8,7 +8,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lit_adv.attacks import CarliniWagnerL2, CarliniWagnerLinf, Mask
+from lit_adv.attacks import CarliniWagnerL0, CarliniWagnerL2, CarliniWagnerLinf, Mask
 
 # an example takes a second, too long to look for a smaller one
 few = settings(max_examples=3, deadline=None, derandomize=True, phases=[Phase.generate])
@@ -250,6 +250,103 @@ def test_aborting_early_saves_passes_and_little_else(linear):
     torch.testing.assert_close(early.norms["l2"], whole.norms["l2"], rtol=0.05, atol=0)
 
 
+def test_few_steps_are_not_aborted_by_noise(linear):
+    """Twenty steps overshoot and swing back; looked at two by two, by the last loss, that would end them."""
+    model, x, y = linear(8, margin=0.6)
+    fields = {"learning_rate": 0.03, "steps": 19, "search_steps": 0, "c": 1.0}
+    result = CarliniWagnerL2(**fields).run(model, x, y)
+    assert result.backwards.tolist() == [19] * 4  # less than twenty: one look, with nothing to compare it to
+    assert torch.equal(result.images, CarliniWagnerL2(**fields, abort_early=False)(model, x, y))
+
+
+@few
+@given(seed=seeds)
+def test_l2_comes_near_the_nearest_of_three_boundaries(linear, seed):
+    model, x, y = linear(seed, classes=3, margin=0.6)
+    with torch.no_grad():
+        logits = model(x)
+        slopes = (model.weight[None] - model.weight[y][:, None]).norm(dim=2)
+        known = ((logits.gather(1, y[:, None]) - logits) / slopes).scatter(1, y[:, None], math.inf).amin(1)
+    result = CarliniWagnerL2(learning_rate=0.003, steps=200, c=0.01).run(model, x, y)
+    assert bool(result.success.all())
+    assert bool((result.norms["l2"] >= known - 1e-12).all())
+    assert bool((result.norms["l2"] <= 1.02 * known + 1e-3).all()), (result.norms["l2"] / known).tolist()
+
+
+def fewest(model, x, y):
+    """How many pixels have to change at least: those whose best value gains most, one after the other."""
+    with torch.no_grad():
+        w = (model.weight[1] - model.weight[0]) * torch.where(y == 0, 1.0, -1.0)[:, None]
+        gains = torch.maximum(w * (1 - x.flatten(1)), -w * x.flatten(1)).view(len(x), x.shape[1], -1).sum(1)
+        need = -margins(model, x, y)
+    return (gains.sort(1, descending=True).values.cumsum(1) < need[:, None]).sum(1) + 1
+
+
+@few
+@given(seed=seeds, share=st.sampled_from([0.0, 0.2, 0.5]))
+def test_l0_finds_the_fewest_pixels(linear, seed, share):
+    model, x, y = linear(seed, channels=2, height=6, width=5, margin=10)
+    known = fewest(model, x, y)
+    result = CarliniWagnerL0(share=share, learning_rate=0.05, steps=50).run(model, x, y)
+    assert torch.equal(result.success, known <= 30)  # of 30 pixels
+    assert bool((result.norms["l0"] >= known)[result.success].all())
+    assert bool((result.norms["l0"] <= known + 1).all()), (result.norms["l0"], known)
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize("name", ["f6", "f2", "f7"])
+def test_l0_of_every_kind_and_its_passes(name, targeted, smooth, pictures):
+    x = pictures(4, 1, 6, 6, dtype=torch.float64, seed=2)
+    x[0, 0, 0] = torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0, 1.0])
+    y = predict(smooth, x)
+    targets = (y + 1) % 4 if targeted else None
+    attack = CarliniWagnerL0(learning_rate=0.05, steps=30, objective=name)
+    result = attack.run(smooth, x, y, targets=targets)
+    assert int(result.success.sum()) >= (2 if name == "f2" else 3)  # f2 is flat where the softmax is
+    assert torch.equal(result.forwards, result.backwards)
+    assert torch.equal(result.forwards, result.iterations)
+    assert int(result.forwards.max()) <= attack.cost(smooth, x).forwards
+    assert float(result.norms["l0"].max()) < 18  # of 36
+
+
+def test_l0_has_rounds_of_its_own_and_a_margin(smooth, pictures):
+    x = pictures(5, 1, 6, 6, dtype=torch.float64, seed=5)
+    y = predict(smooth, x)
+    y[2] = (y[2] + 1) % 4
+    attack = CarliniWagnerL0(learning_rate=0.05, steps=20)
+    together = attack.run(smooth, x, y)
+    for i in range(5):
+        alone = attack.run(smooth, x[i : i + 1], y[i : i + 1])
+        torch.testing.assert_close(alone.images, together.images[i : i + 1], rtol=0, atol=1e-10)
+        assert int(alone.forwards) == int(together.forwards[i])
+    assert int(together.forwards[2]) == 1
+    assert len(set(together.iterations.tolist())) > 1
+    sure = CarliniWagnerL0(learning_rate=0.05, steps=20, confidence=1.0).run(smooth, x, y)
+    rest = torch.tensor([0, 1, 3, 4])
+    assert bool(sure.success[rest].all())
+    assert bool((margins(smooth, sure.images, y)[rest] >= 1).all())
+    assert float(sure.norms["l0"][rest].mean()) > float(together.norms["l0"][rest].mean())
+    # one by one is no worse, and takes more passes
+    single = CarliniWagnerL0(learning_rate=0.05, steps=20, share=0.0).run(smooth, x, y)
+    assert float(single.forwards.double().mean()) > float(together.forwards.double().mean())
+    assert bool((single.norms["l0"] <= together.norms["l0"] + 1).all())
+
+
+def test_l0_stays_inside_a_region_and_fails_clean(smooth, pictures):
+    x = pictures(4, 1, 6, 6, dtype=torch.float64)
+    y = predict(smooth, x)
+    corner = torch.zeros(6, 6)
+    corner[0, 0] = 1
+    failed = CarliniWagnerL0(steps=3).run(smooth, x, y, region=Mask(corner))
+    assert not bool(failed.success.any())
+    assert torch.equal(failed.images, x)
+    assert failed.forwards.tolist() == [4] * 4
+    half = (torch.arange(36).view(6, 6) % 2).double()
+    inside = CarliniWagnerL0(learning_rate=0.05, steps=40).run(smooth, x, y, region=Mask(half))
+    assert bool(inside.success.any())
+    assert not bool(((inside.images != x)[:, 0] & (half == 0)).any())
+
+
 def test_what_comes_back_from_failures(smooth, pictures):
     x = pictures(4, 1, 6, 6, dtype=torch.float64)
     y = predict(smooth, x)
@@ -294,6 +391,9 @@ def test_every_objective_reaches_the_goal(name, targeted, linear):
         (lambda: CarliniWagnerLinf(c=math.inf), "CarliniWagnerLinf: c must be"),
         (lambda: CarliniWagnerLinf(variant="souri"), "CarliniWagnerLinf: variant must be bounded or carlini"),
         (lambda: CarliniWagnerLinf(steps=0), "CarliniWagnerLinf: steps must be"),
+        (lambda: CarliniWagnerL0(share=1), "CarliniWagnerL0: share must be at least 0 and less than 1"),
+        (lambda: CarliniWagnerL0(share=-0.1), "CarliniWagnerL0: share must be"),
+        (lambda: CarliniWagnerL0(c=0), "CarliniWagnerL0: c must be"),
     ],
 )
 def test_bad_fields_are_refused(make, message):
