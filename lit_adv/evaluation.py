@@ -50,7 +50,7 @@ class Evaluation:
         return [clean, *({"attack": name, **values} for name, values in self.attacks.items()), worst]
 
     def table(self) -> Table:
-        """For a terminal of 80 columns: accuracies, L2, Linf, SSIM, queries and seconds an image; files have the rest."""
+        """For a terminal of 80 columns: accuracies, L2, Linf, SSIM, queries, seconds an image; files have the rest."""
         table = Table(title=f"Robustness, {self.images:,} images", title_justify="left", title_style="bold")
         table.add_column("attack", overflow="fold", min_width=10)
         for name in ("accuracy", "fooled", *_SHOWN.values()):
@@ -184,7 +184,7 @@ def pair(owner: str, batch: Any) -> tuple[Tensor, Tensor]:
 
 
 def _ssim(images: Tensor, clean: Tensor) -> Tensor:
-    """SSIM of each image with an 11 x 11 Gaussian window, mirrored at the border; NaN where a side is below 6 pixels."""
+    """SSIM of each image, 11 x 11 Gaussian window, mirrored at the border; NaN where a side is below 6 pixels."""
     if not len(images) or min(images.shape[-2:]) < 6:
         return torch.full((len(images),), torch.nan, dtype=torch.float64, device=images.device)
     found = structural_similarity_index_measure(images.double(), clean.double(), data_range=1.0, reduction="none")

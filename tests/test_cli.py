@@ -84,6 +84,9 @@ class Writer(pl.callbacks.BasePredictionWriter):
     def __init__(self):
         super().__init__("batch")
 
+    def write_on_batch_end(self, *arguments):
+        pass
+
 
 CONFIG = """
 model: {class_path: CountingTask}

@@ -102,7 +102,15 @@ def test_the_attacks_are_those_of_table_2(name, side):
             patch = {"size": size, "eps": f"{eps}/255", "step_size": 0.01, "steps": 100}
             expected[f"patch/{eps}x{size}"] = ("BoundedPatch", patch)
     for c in (100, 1000):
-        l2 = {"c": c, "learning_rate": 0.01, "steps": 1000, "search_steps": 0, "confidence": 0, "box": "tanh"}
+        l2 = {
+            "c": c,
+            "learning_rate": 0.01,
+            "steps": 1000,
+            "search_steps": 0,
+            "confidence": 0,
+            "box": "tanh",
+            "abort_early": False,
+        }
         expected[f"cw_l2/{c}"] = ("CarliniWagnerL2", l2)
     assert {key: (value["class_path"], value["init_args"]) for key, value in attacks.items()} == expected
 

@@ -32,8 +32,8 @@ class CarliniWagnerL2(Attack):
 
     Args:
         c: Weight of the objective, for every image; the first one tried where it is searched.
-        learning_rate: Adam's. A pixel moves by about as much in the first steps, under ``tanh`` by half of it or less: give
-            ``clip`` a smaller one where steps are few and the boundary is near.
+        learning_rate: Adam's. A pixel moves by about as much in the first steps, under ``tanh`` by half of it or less:
+            give ``clip`` a smaller one where steps are few and the boundary is near.
         steps: Adam steps for every constant.
         search_steps: Constants tried for each image: tenfold until one succeeds, then bisection; 0 keeps ``c``.
         confidence: Margin in logits that counts as success (the paper's kappa).
