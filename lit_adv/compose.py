@@ -181,11 +181,15 @@ def _without_nulls(arguments: list[str]) -> list[str]:
     for argument in given:
         if argument == "--config":
             content = load_text(next(given), "--config")
-            for kind, named in _named(content):
-                for name in [name for name, value in named.items() if value is None]:
-                    del named[name]
+            for kind, place in _named(content):
+                nulls = [name for name, value in place[kind].items() if value is None]
+                for name in nulls:
+                    del place[kind][name]
                     _take_out(kind, name, kept)
                     changed = True
+                if nulls and not place[kind]:
+                    # to the parser, an empty mapping takes the place of the one before
+                    del place[kind]
             kept.append(content)
             continue
         option = _NAMED_OPTION.fullmatch(argument)
@@ -207,11 +211,11 @@ def _without_nulls(arguments: list[str]) -> list[str]:
 
 
 def _named(content: Any) -> list[tuple[str, dict[str, Any]]]:
-    """The mappings of attacks, regions and victims in a config."""
+    """The kinds of named things that a config has, each with the mapping that holds it."""
     data = content.get("data") if isinstance(content, dict) else None
     places = [data, data.get("init_args")] if isinstance(data, dict) else []
-    found = [(kind, place.get(kind)) for place in places if isinstance(place, dict) for kind in _KINDS]
-    return [(kind, named) for kind, named in found if isinstance(named, dict)]
+    found = [(kind, place) for place in places if isinstance(place, dict) for kind in _KINDS]
+    return [(kind, place) for kind, place in found if isinstance(place.get(kind), dict)]
 
 
 def _take_out(kind: str, name: str, kept: list[Any]) -> list[str]:
@@ -225,9 +229,9 @@ def _take_out(kind: str, name: str, kept: list[Any]) -> list[str]:
                 if option[2] == name:
                     kept.remove(one)
         else:
-            for named in (named for found, named in _named(one) if found == kind):
-                names += named
-                named.pop(name, None)
+            for place in (place for found, place in _named(one) if found == kind):
+                names += place[kind]
+                place[kind].pop(name, None)
     return list(dict.fromkeys(names))
 
 

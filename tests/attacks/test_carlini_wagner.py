@@ -293,6 +293,15 @@ def test_l0_finds_the_fewest_pixels(linear, seed, share):
     assert bool((result.norms["l0"] <= known + 1).all()), (result.norms["l0"], known)
 
 
+def test_l0_gives_up_half_as_many_where_a_round_fails(linear):
+    model, x, y = linear(0, channels=2, height=6, width=5, margin=10)
+    known = fewest(model, x, y)
+    assert int(known.min()) > 4  # so that nine of ten are too many sooner or later
+    result = CarliniWagnerL0(share=0.9, learning_rate=0.05, steps=50).run(model, x, y)
+    assert bool((result.norms["l0"] >= known).all())
+    assert bool((result.norms["l0"] <= known + 1).all()), (result.norms["l0"], known)
+
+
 @pytest.mark.parametrize("targeted", [False, True])
 @pytest.mark.parametrize("name", ["f6", "f2", "f7"])
 def test_l0_of_every_kind_and_its_passes(name, targeted, smooth, pictures):

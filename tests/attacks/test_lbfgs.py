@@ -68,6 +68,7 @@ def reference(model, image, goal, c, targeted, steps=100):
 @pytest.mark.parametrize("targeted", [False, True])
 @pytest.mark.parametrize("c", [0.05, 2.0])
 def test_the_minimum_is_scipys(c, targeted, smooth, pictures):
+    counts = []
     for i, image in enumerate(pictures(4, 1, 6, 6, dtype=torch.float64, seed=2)):
         if i == 0:
             image[0, 0] = torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0, 1.0])
@@ -84,7 +85,8 @@ def test_the_minimum_is_scipys(c, targeted, smooth, pictures):
         )
         values = [float(cost(logits, x, image, goal, c, targeted)) for logits, x in model.seen[:-1]]
         assert min(values) <= expected * (1 + 1e-5)
-        assert len(values) <= 60
+        counts.append(len(values))
+    assert max(counts) <= (10 if c < 1 else 20), counts  # a step an evaluation, nearly
 
 
 def search(model, image, label, target):
