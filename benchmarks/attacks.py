@@ -228,7 +228,7 @@ def publish(rows: Sequence[Row], folder: Path, conditions: str) -> None:
     write_csv(rows, folder / "benchmark.csv")
     head = (
         "# Speed of the attacks\n\n"
-        f"{conditions} Written by `make bench`; all figures are in `benchmark.csv`.\n\n"
+        f"{conditions} `make bench` writes this page anew; all figures are in `benchmark.csv`.\n\n"
         "*ratio*: for another library's row, our images per second over its; for a row of ours, its over the fastest"
         " other library's. *forwards* and *backwards*: passes an image. Mean norm of the perturbations that succeed;"
         " labels are the model's own predictions, so success is a changed prediction. `fold=False` attacks the network"

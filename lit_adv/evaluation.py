@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich import box
 from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor, nn
@@ -51,8 +52,9 @@ class Evaluation:
 
     def table(self) -> Table:
         """For a terminal of 80 columns: accuracies, L2, Linf, SSIM, queries, seconds an image; files have the rest."""
-        table = Table(title=f"Robustness, {self.images:,} images", title_justify="left", title_style="bold")
-        table.add_column("attack", overflow="fold", min_width=10)
+        style: dict[str, Any] = {"title_justify": "left", "title_style": "bold", "box": box.SIMPLE_HEAD}
+        table = Table(title=f"Robustness, {self.images:,} images", pad_edge=False, **style)
+        table.add_column("attack", no_wrap=True)
         for name in ("accuracy", "fooled", *_SHOWN.values()):
             table.add_column(name, justify="right", no_wrap=True)
         rows = self.rows()
@@ -208,4 +210,4 @@ def _percent(share: float | None) -> str:
 def _number(value: float | None) -> str:
     if value is None:
         return "–"
-    return f"{value:.4f}" if 0 < abs(value) < 1 else f"{value:.4g}"
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"

@@ -99,10 +99,8 @@ class AutoAttack(Attack):
         return 1 + forwards, sum(found[1] for found in passes if found is not None)
 
     def _craft(self, problem: Problem) -> Tensor:
-        logits = problem.logits(problem.x)
-        robust = ~problem.succeeded(logits)
-        result, nearest = problem.x.clone(), margin(logits, problem.classes, problem.targeted)
-        nearest = torch.where(robust, torch.inf, nearest)
+        robust = ~problem.succeeded(problem.logits(problem.x))
+        result, nearest = problem.x.clone(), torch.full_like(problem.x[:, 0, 0, 0], torch.inf)
         for number, part in enumerate(self.parts, 1):
             left = robust.nonzero()[:, 0]
             if not len(left):
