@@ -210,4 +210,6 @@ def _percent(share: float | None) -> str:
 def _number(value: float | None) -> str:
     if value is None:
         return "–"
+    if 0 < abs(value) < 0.01:
+        return f"{value:.4f}"
     return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
