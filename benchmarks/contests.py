@@ -184,7 +184,7 @@ def contests() -> dict[str, Contest]:
         ),
         "CW L2, 50 steps": Contest(
             norm="l2",
-            ours=lambda: a.CarliniWagnerL2(c=1.0, steps=50, search_steps=0, box="tanh"),
+            ours=lambda: a.CarliniWagnerL2(c=1.0, steps=50, search_steps=0, box="tanh", abort_early=False),
             peers={
                 "foolbox": _foolbox(
                     "L2CarliniWagnerAttack",
@@ -193,6 +193,7 @@ def contests() -> dict[str, Contest]:
                     binary_search_steps=1,
                     stepsize=0.01,
                     initial_const=1.0,
+                    abort_early=False,
                 ),
                 "torchattacks": _torchattacks("CW", c=1, steps=50, lr=0.01),
                 "art": _art(
@@ -204,6 +205,7 @@ def contests() -> dict[str, Contest]:
                     binary_search_steps=1,
                     learning_rate=0.01,
                     initial_const=1.0,
+                    abort_early=False,
                 ),
                 "cleverhans": _cleverhans_cw(max_iterations=50, binary_search_steps=1, lr=0.01, initial_const=1.0),
             },
@@ -211,10 +213,16 @@ def contests() -> dict[str, Contest]:
         ),
         "CW L2, 5 x 30 steps": Contest(
             norm="l2",
-            ours=lambda: a.CarliniWagnerL2(c=0.01, steps=30, search_steps=5, box="tanh"),
+            ours=lambda: a.CarliniWagnerL2(c=0.01, steps=30, search_steps=5, box="tanh", abort_early=False),
             peers={
                 "foolbox": _foolbox(
-                    "L2CarliniWagnerAttack", None, steps=30, binary_search_steps=5, stepsize=0.01, initial_const=0.01
+                    "L2CarliniWagnerAttack",
+                    None,
+                    steps=30,
+                    binary_search_steps=5,
+                    stepsize=0.01,
+                    initial_const=0.01,
+                    abort_early=False,
                 ),
                 "adv_lib": _adv_lib(
                     "carlini_wagner_l2",
@@ -222,6 +230,7 @@ def contests() -> dict[str, Contest]:
                     binary_search_steps=5,
                     learning_rate=0.01,
                     initial_const=0.01,
+                    abort_early=False,
                 ),
                 "cleverhans": _cleverhans_cw(max_iterations=30, binary_search_steps=5, lr=0.01, initial_const=0.01),
             },
@@ -379,7 +388,9 @@ def variants(attack: attacks.Attack) -> dict[str, attacks.Attack]:
         other = not attack.stop_at_success  # type: ignore[attr-defined]
         found[f"stop_at_success={other}"] = dataclasses.replace(attack, stop_at_success=other)  # type: ignore[type-var]
     if getattr(attack, "box", "") == "tanh":
-        found["box=clip"] = dataclasses.replace(attack, box="clip")  # type: ignore[type-var]
+        # half the rate: under tanh a pixel moves by at most half of it
+        rate = attack.learning_rate / 2  # type: ignore[attr-defined]
+        found["box=clip, half rate"] = dataclasses.replace(attack, box="clip", learning_rate=rate)  # type: ignore
     return found
 
 

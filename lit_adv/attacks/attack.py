@@ -263,7 +263,7 @@ class Problem:
 
     def _count(self, what: int) -> None:
         if self._index is None:
-            self.counts[what] += 1
+            self.counts[what].add_(1)
         else:
             self.counts[what].index_add_(0, self._index, torch.ones_like(self._index))
 
@@ -552,12 +552,13 @@ def _untouched(model: nn.Module) -> Iterator[nn.Module]:
     while isinstance(inner, nn.parallel.DistributedDataParallel | nn.DataParallel):
         inner = inner.module
     modules = list(inner.modules()) if isinstance(inner, nn.Module) else []
-    flags = [module.training for module in modules]
+    # most models come in eval mode, and setting a module's attribute takes its time
+    trained = [module for module in modules if module.training]
     # inside a larger model a wrapper has to be called, and would broadcast its buffers
     wrappers = [module for module in modules if isinstance(module, nn.parallel.DistributedDataParallel)]
     synced = [(wrapper.require_forward_param_sync, wrapper.require_backward_grad_sync) for wrapper in wrappers]
     try:
-        for module in modules:
+        for module in trained:
             # the attribute, not eval(): a module may override train(), and a frozen one must come back as it was
             module.training = False
         for wrapper in wrappers:
@@ -565,8 +566,8 @@ def _untouched(model: nn.Module) -> Iterator[nn.Module]:
         with torch.inference_mode(False), torch.enable_grad():
             yield inner
     finally:
-        for module, training in zip(modules, flags, strict=True):
-            module.training = training
+        for module in trained:
+            module.training = True
         for wrapper, (forward, backward) in zip(wrappers, synced, strict=True):
             wrapper.require_forward_param_sync, wrapper.require_backward_grad_sync = forward, backward
 
@@ -615,8 +616,10 @@ def _check_shapes(name: str, images: Tensor, labels: Tensor, targets: Tensor | N
 
 
 def _bad_input(x: Tensor, classes: Tensor) -> Tensor:
-    # one comparison catches NaN too
-    return (~((x >= 0) & (x <= 1))).any() | (classes < 0).any()
+    if not x.numel():
+        return (classes < 0).any()
+    low, high = x.aminmax()  # both NaN where there is one, which no comparison holds for
+    return ~((low >= 0) & (high <= 1)) | (classes < 0).any()
 
 
 def _explain(x: Tensor, classes: Tensor, num_classes: int | None = None) -> str:

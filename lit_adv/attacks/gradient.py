@@ -142,7 +142,7 @@ class SteepestDescent(Attack):
         if ball.sparse:  # its few elements must not be spent on pixels that are at the end of the box
             # (nearly there is there: the projection leaves them a rounding error away)
             direction = direction.masked_fill(((direction > 0) & (x < 1e-5)) | ((direction < 0) & (x > 1 - 1e-5)), 0)
-        moved = x - step_size * ball.steepest(direction)
+        moved = ball.steepest(direction).mul_(-step_size).add_(x)
         return problem.restrict(ball.enforce(problem.x, moved, self.eps))
 
 

@@ -213,7 +213,7 @@ def test_every_image_has_its_own_constant(box, smooth, pictures):
     x = pictures(5, 1, 6, 6, dtype=torch.float64, seed=5)
     y = predict(smooth, x)
     y[2] = (y[2] + 1) % 4
-    attack = CarliniWagnerL2(c=1e-2, learning_rate=0.02, steps=30, search_steps=6, box=box)
+    attack = CarliniWagnerL2(c=1e-2, learning_rate=0.02, steps=200, search_steps=3, box=box)
     together = attack.run(smooth, x, y)
     for i in range(5):
         alone = attack.run(smooth, x[i : i + 1], y[i : i + 1])
@@ -242,7 +242,7 @@ def test_search_of_c(linear):
 
 def test_aborting_early_saves_passes_and_little_else(linear):
     model, x, y = linear(8, margin=0.6)
-    fields = {"learning_rate": 0.01, "steps": 100, "search_steps": 5, "c": 0.1}
+    fields = {"learning_rate": 0.01, "steps": 200, "search_steps": 5, "c": 0.1}
     whole = CarliniWagnerL2(**fields, abort_early=False).run(model, x, y)
     early = CarliniWagnerL2(**fields, abort_early=True).run(model, x, y)
     assert bool((early.backwards < whole.backwards).all())
@@ -251,11 +251,11 @@ def test_aborting_early_saves_passes_and_little_else(linear):
 
 
 def test_few_steps_are_not_aborted_by_noise(linear):
-    """Twenty steps overshoot and swing back; looked at two by two, by the last loss, that would end them."""
+    """Few steps overshoot and swing back; looked at a tenth of them at a time, that would end them."""
     model, x, y = linear(8, margin=0.6)
-    fields = {"learning_rate": 0.03, "steps": 19, "search_steps": 0, "c": 1.0}
+    fields = {"learning_rate": 0.03, "steps": 99, "search_steps": 0, "c": 1.0}
     result = CarliniWagnerL2(**fields).run(model, x, y)
-    assert result.backwards.tolist() == [19] * 4  # less than twenty: one look, with nothing to compare it to
+    assert result.backwards.tolist() == [99] * 4  # less than a hundred: one look, with nothing to compare it to
     assert torch.equal(result.images, CarliniWagnerL2(**fields, abort_early=False)(model, x, y))
 
 
