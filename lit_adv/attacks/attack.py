@@ -582,9 +582,8 @@ def _call(model: Any, x: Tensor, *, channels_last: bool = False) -> Any:
         else contextlib.nullcontext()
     )
     # a copy, since a model may normalise in place
-    x = x.to(_dtype(model, x), copy=True)
-    if channels_last:
-        x = x.contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if channels_last else torch.preserve_format
+    x = x.to(_dtype(model, x), copy=True, memory_format=layout)
     with uncached:
         return model(x)
 

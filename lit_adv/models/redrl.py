@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
@@ -10,7 +11,8 @@ class Reconstructor(nn.Module):
     """G, which maps an adversarial image near the clean one it was made from.
 
     A convolution with LeakyReLU(0.1), residual blocks without BatchNorm, a convolution without activation; no skip
-    from image to image and no resampling. 1,702,211 parameters at the paper's size.
+    from image to image and no resampling. 1,702,211 parameters at the paper's size. Under autocast the blocks alone
+    compute in half precision.
 
     Args:
         channels: C of the images.
@@ -21,10 +23,10 @@ class Reconstructor(nn.Module):
     def __init__(self, channels: int = 3, width: int = 64, blocks: int = 23) -> None:
         super().__init__()
         _positive("Reconstructor", channels=channels, width=width, blocks=blocks)
-        self.conv_first = nn.Conv2d(channels, width, 3, padding=1)
+        self.conv_first = _FullPrecision(channels, width, 3, padding=1)
         self.activation = nn.LeakyReLU(0.1, inplace=True)
         self.blocks = nn.Sequential(*(_Block(width) for _ in range(blocks)))
-        self.conv_last = nn.Conv2d(width, channels, 3, padding=1)
+        self.conv_last = _FullPrecision(width, channels, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Reconstructions `(B, C, H, W)`, unbounded, of images `(B, C, H, W)` in `[0, 1]`."""
@@ -51,14 +53,15 @@ class AttackRecognizer(nn.Module):
         features = 512
         if network == "resnet18":
             self.trunk: nn.Module = resnet18(weights=None)
-            self.trunk.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3)
+            self.trunk.conv1 = _FullPrecision(in_channels, 64, 7, stride=2, padding=3)
             self.trunk.fc = nn.Identity()
         elif network == "small":
             features = 128
             self.trunk = nn.Sequential(
                 # a perturbation is a hundredth of the image beside it: without a common scale it is learnt last
                 nn.BatchNorm2d(in_channels),
-                *_layer(in_channels, 32),
+                _FullPrecision(in_channels, 32, 3, padding=1, bias=False),
+                *_layer(in_channels, 32)[1:],
                 *_layer(32, 32),
                 *_layer(32, 64, stride=2),
                 *_layer(64, 64),
@@ -93,6 +96,15 @@ class _Block(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         residual: Tensor = self.conv2(self.relu(self.conv1(features)))
         return features + residual
+
+
+class _FullPrecision(nn.Conv2d):
+    """Stays in the precision of its weights under autocast: half precision would round a perturbation of a few grey
+    levels away before anything has been computed from it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.to(self.weight.dtype))
 
 
 def _layer(in_channels: int, channels: int, stride: int = 1) -> list[nn.Module]:

@@ -22,13 +22,13 @@ class SmallCNN(nn.Module):
         window = max(side // 4, 1)
         self.features = nn.Sequential(
             nn.Conv2d(in_channels, 32, 3, padding=1),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.MaxPool2d(2),
             nn.Conv2d(32, 64, 3, padding=1),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.MaxPool2d(2),
             nn.Conv2d(64, 64, 3, padding=1),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.AvgPool2d(window),
         )
         self.linear = nn.Linear(64 * (side // window) ** 2, num_classes)
@@ -73,7 +73,7 @@ class CIFARResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `(B, K)` of normalised images `(B, C, H, W)`."""
-        features = F.relu(self.bn1(self.conv1(images)))
+        features = F.relu(self.bn1(self.conv1(images)), inplace=True)
         features = self.layer3(self.layer2(self.layer1(features)))
         logits: Tensor = self.linear(features.mean(dim=(2, 3)))
         return logits
@@ -88,8 +88,8 @@ class _Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels)
 
     def forward(self, features: Tensor) -> Tensor:
-        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(features)))))
-        return F.relu(out + self._shortcut(features))
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(features)), inplace=True)))
+        return F.relu(out + self._shortcut(features), inplace=True)
 
     def _shortcut(self, features: Tensor) -> Tensor:
         if self.conv1.stride == (1, 1):

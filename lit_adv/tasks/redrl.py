@@ -128,6 +128,7 @@ class REDRL(pl.LightningModule):
             if self.hparams["inputs"] == "residual":
                 self.reconstructor = Reconstructor(channels, self.hparams["width"], self.hparams["blocks"])
             self.psi = AttackRecognizer(int(self.hparams["num_attacks"]), seen, self.hparams["recognizer"])
+        self.to(memory_format=torch.channels_last)  # faster on every device, in half precision above all
         self._make_features()
 
     def _make_features(self) -> None:

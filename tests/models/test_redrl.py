@@ -87,3 +87,29 @@ def test_bad_fields():
         AttackRecognizer(network="large")
     with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
         AttackRecognizer(0)
+
+
+@pytest.mark.parametrize("network", ["small", "resnet18"])
+def test_half_precision_keeps_the_last_grey_levels(network):
+    """A tenth of a grey level, below bfloat16's resolution, is still seen by both networks under autocast."""
+    torch.manual_seed(0)
+    x = torch.rand(2, 3, 32, 32) / 2 + 0.5
+    nearby = x + 0.1 / 255
+    assert float((x.bfloat16() == nearby.bfloat16()).float().mean()) > 0.9
+    made = Reconstructor(width=8, blocks=2).eval()
+    named = AttackRecognizer(6, 3, network).eval()
+    with torch.no_grad():
+        whole = made(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            half = made(x)
+            first = [module for module in named.modules() if isinstance(module, nn.Conv2d)][0]
+            seen, seen_nearby = first(x), first(nearby)
+        assert half.dtype == seen.dtype == torch.float32
+        torch.testing.assert_close(half, whole, rtol=0, atol=2e-3)
+        assert torch.equal(seen, first(x))
+        assert float((seen != seen_nearby).float().mean()) > 0.99
+
+
+def test_half_precision_weights_work():
+    x = torch.rand(2, 3, 32, 32)
+    assert Reconstructor(width=8, blocks=2).bfloat16()(x).dtype == torch.bfloat16
