@@ -102,7 +102,7 @@ def test_half_precision_keeps_the_last_grey_levels(network):
         whole = made(x)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             half = made(x)
-            first = [module for module in named.modules() if isinstance(module, nn.Conv2d)][0]
+            first = next(module for module in named.modules() if isinstance(module, nn.Conv2d))
             seen, seen_nearby = first(x), first(nearby)
         assert half.dtype == seen.dtype == torch.float32
         torch.testing.assert_close(half, whole, rtol=0, atol=2e-3)
