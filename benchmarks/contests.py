@@ -234,6 +234,7 @@ def contests() -> dict[str, Contest]:
                 ),
                 "cleverhans": _cleverhans_cw(max_iterations=30, binary_search_steps=5, lr=0.01, initial_const=0.01),
             },
+            remarks={"cleverhans": "each image's constant is the sum of the batch's"},
         ),
         "CW Linf, bounded": Contest(norm="linf", ours=lambda: a.CarliniWagnerLinf(eps=EPS, steps=50)),
         "CW Linf, original": Contest(

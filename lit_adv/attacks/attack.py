@@ -132,7 +132,6 @@ class Problem:
         self.mask = mask
         self.draws = draws
         self._model = model
-        self._channels_last = False
         self._owner = owner
         self._index: Tensor | None = None
         self._meter = meter
@@ -227,7 +226,7 @@ class Problem:
                 raise ValueError(f"{self._owner}: {_explain(self.x, self._given, classes)}")
             self._checked[0] = True
             if agrees:
-                self._model, self._channels_last = snapshot, True
+                self._model = snapshot
                 return
         if required:
             raise ValueError(
@@ -245,7 +244,7 @@ class Problem:
     def _forward(self, x: Tensor) -> Tensor:
         if self._meter is not None:
             self._meter.before(self.counts[1], self._index, len(x))
-        logits = _call(self._model, x, channels_last=self._channels_last)
+        logits = _call(self._model, x)
         self._count(1)
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
             found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -572,7 +571,7 @@ def _untouched(model: nn.Module) -> Iterator[nn.Module]:
             wrapper.require_forward_param_sync, wrapper.require_backward_grad_sync = forward, backward
 
 
-def _call(model: Any, x: Tensor, *, channels_last: bool = False) -> Any:
+def _call(model: Any, x: Tensor) -> Any:
     """The model's output for ``x``, given in the precision of its parameters."""
     kind = x.device.type
     # a weight cast under no_grad and kept by autocast would reach the user's own step without its gradient
@@ -582,8 +581,7 @@ def _call(model: Any, x: Tensor, *, channels_last: bool = False) -> Any:
         else contextlib.nullcontext()
     )
     # a copy, since a model may normalise in place
-    layout = torch.channels_last if channels_last else torch.preserve_format
-    x = x.to(_dtype(model, x), copy=True, memory_format=layout)
+    x = x.to(_dtype(model, x), copy=True)
     with uncached:
         return model(x)
 

@@ -22,6 +22,9 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 def folded(model: nn.Module, image: Tensor) -> tuple[nn.Module, Tensor, int] | None:
     """A snapshot of ``model`` for many passes: each batch norm folded into the convolution before it, channels last.
 
+    Images stay channels first: the weights alone bring what a convolution makes into the other order, and normalising
+    three channels is slow where these lie last.
+
     The snapshot runs the model's own Python code on copies of its modules, which share all weights but those of the
     convolutions; it must be made anew when a weight changes. Pairs of convolution and batch norm are found by watching
     one image on its way, and the result is compared with the model's own: logits and an input gradient.
@@ -44,7 +47,7 @@ def folded(model: nn.Module, image: Tensor) -> tuple[nn.Module, Tensor, int] | N
             logits, gradient, pairs = _watched(model, image)
             snapshot = _snapshot(model, pairs)
             torch.set_rng_state(state)  # a model that draws random numbers draws the same ones again
-            logits_too, gradient_too = _answer(snapshot, image.contiguous(memory_format=torch.channels_last))
+            logits_too, gradient_too = _answer(snapshot, image)
     except (RuntimeError, TypeError, AttributeError, IndexError, ValueError):
         return None  # the model itself will say what is wrong with it or with the image
     return snapshot, _close(logits, logits_too) & _close(gradient, gradient_too), logits.shape[1]

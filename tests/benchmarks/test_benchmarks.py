@@ -132,7 +132,7 @@ def test_contestants_take_turns_and_the_best_round_counts(model, images, monkeyp
         return craft
 
     times = iter([9.0, 9.0, 5.0, 6.0, 4.0, 7.0, 8.0, 1.0])
-    monkeypatch.setattr(bench, "timed", lambda call, device: call() is None or next(times))
+    monkeypatch.setattr(bench, "best_of", lambda call, device: call() is None or next(times))
     contest = contests.Contest(
         norm="linf", ours=lambda: attacks.PGD(steps=2), peers={"one": peer("one"), "two": peer("two"), "no": peer("no")}
     )
@@ -146,6 +146,13 @@ def test_contestants_take_turns_and_the_best_round_counts(model, images, monkeyp
     assert [r.seconds for r in rows] == [9.0, 9.0, 5.0, 6.0, 4.0]
     assert rows[0].forwards == rows[0].backwards == 2
     assert model.head.weight.grad is None
+
+
+def test_short_calls_are_repeated_and_the_best_counts(monkeypatch):
+    times = iter([3.0, 2.0, 4.0, 1.0])
+    monkeypatch.setattr(bench, "timed", lambda call, device: next(times))
+    assert bench.best_of(lambda: None, torch.device("cpu"), seconds=60, most=3) == 2.0
+    assert bench.best_of(lambda: None, torch.device("cpu"), seconds=-1) == 1.0
 
 
 def test_what_fails_is_said_and_left_out(model, images, capsys):
