@@ -64,12 +64,12 @@ class SSIMBall(NamedTuple):
             b *= inside
         # (eta^2 - 1) ||b||^2 + eta eps^2 c, eta = 1 / (1 - eps^2)
         eta1, eta2 = 1 / (1 - eps1**2), 1 / (1 - eps2**2)
-        half = ((eta1 * eps1) ** 2 * (2 - eps1**2) * mean.square() + eta1 * eps1**2 * C1).sqrt()
+        low = high = mean
+        if eps1 > 0:
+            half = ((eta1 * eps1) ** 2 * (2 - eps1**2) * mean.square() + eta1 * eps1**2 * C1).sqrt()
+            low, high = eta1 * mean - half, eta1 * mean + half
         radius = (eta2 * eps2) ** 2 * (2 - eps2**2) * _dot(b, b) + eta2 * eps2**2 * C2 * (size - 1)
-        return cls(mean, eta1 * mean - half, eta1 * mean + half, b.mul_(eta2), radius.sqrt_(), size)
-
-    def take(self, rows: Tensor) -> SSIMBall:
-        return SSIMBall(*(each[rows] for each in self))
+        return cls(mean, low, high, b.mul_(eta2), radius.sqrt_(), size)
 
 
 def farthest(
@@ -102,12 +102,29 @@ def farthest(
     Returns:
         ``(B, N)``.
     """
-    stay = x if stay is None else stay
+    # on the CPU in parts that stay in the cache
+    rows = max(1, torch.get_num_threads() * 2**16 // max(x.shape[1], 1)) if x.device.type == "cpu" else max(len(x), 1)
+    with torch.no_grad():
+        given = (x, direction, inside, x if stay is None else stay)
+        parts = [[None] * max(1, -(-len(x) // rows)) if each is None else each.detach().split(rows) for each in given]
+        found = [_farthest(*part, eps1, eps2, box, relaxed) for part in zip(*parts, strict=True)]
+        return torch.cat(found) if len(found) > 1 else found[0]
+
+
+def _farthest(
+    x: Tensor,
+    direction: Tensor,
+    inside: Tensor | None,
+    stay: Tensor,
+    eps1: float,
+    eps2: float,
+    box: bool,
+    relaxed: bool,
+) -> Tensor:
     ball = SSIMBall.around(x, eps1, eps2, inside)
     g = direction if inside is None else direction * inside
     # by its largest element first, or the squares of a saturated model's gradient leave the number range
-    largest = torch.linalg.vector_norm(g, ord=torch.inf, dim=1, keepdim=True)
-    g = g / largest.clamp(min=_tiny(x))
+    g = g / g.abs().amax(1, keepdim=True).clamp_(min=_tiny(x))
     slope = _total(g)
     along = g if relaxed else g - slope / ball.size
     if inside is not None and not relaxed:
@@ -121,7 +138,7 @@ def farthest(
         point = _in_box(ball, g, relaxed, eps1 > 0, inside, follow)
     else:
         m = ball.mean if eps1 == 0 else torch.where(slope > 0, ball.high, torch.where(slope < 0, ball.low, ball.mean))
-        point = torch.addcmul(ball.centre, along, ball.radius / length.clamp(min=_tiny(x))).add_(m)
+        point = (along * (ball.radius / length.clamp(min=_tiny(x)))).add_(ball.centre).add_(m)
     if inside is not None:
         follow = follow & (inside > 0)
     return torch.where(follow, point, stay)
@@ -140,20 +157,22 @@ def _in_box(
     up = share >= 0
     end = torch.where(up, ball.high, ball.low).clamp(0, 1)
     clipped = _Clipped.about(ball, end, g, inside, kind)
-    t, shift, settled = clipped.active_set()
+    t, shift, settled = clipped.active_set(sweeps=12)  # an end too far for the sphere never settles
     point = clipped.point(t, shift)
     slope = clipped.steps(t, shift).sum(1, keepdim=True) if relaxed else t * share - shift
     unsettled = (follow & ~(settled & torch.where(up, slope >= 0, slope <= 0)))[:, 0].nonzero()[:, 0]
     if len(unsettled):
         # otherwise the best mean without bounds is within them, or beyond them, and then the nearer end is the best
-        part, inside = ball.take(unsettled), None if inside is None else inside[unsettled]
-        g, follow = g[unsettled], torch.ones_like(follow[unsettled])
-        free = _Clipped.about(part, part.mean, g, inside, _FREE)
-        best = free.solve(follow)
+        # where few coordinates are clipped, the mean hangs on small differences of large sums
+        wide = g.dtype if g.device.type == "mps" else torch.float64
+        part = SSIMBall(*(each[unsettled].to(wide) for each in ball))
+        g, end, inside = g[unsettled].to(wide), end[unsettled].to(wide), None if inside is None else inside[unsettled]
+        follow = torch.ones_like(follow[unsettled])
+        best = _Clipped.about(part, part.mean, g, inside, _FREE).solve(follow, end - part.mean)
         m = _total(best if inside is None else best * inside) / part.size
         beyond = (m < part.low) | (m > part.high)
         held = _Clipped.about(part, m.clamp(part.low, part.high), g, inside, kind).solve(beyond)
-        point[unsettled] = torch.where(beyond, held, best)
+        point[unsettled] = torch.where(beyond, held, best).to(point.dtype)
     return point
 
 
@@ -194,21 +213,21 @@ class _Clipped(NamedTuple):
 
     def steps(self, t: Tensor, shift: Tensor) -> Tensor:
         """``y - c``."""
-        return torch.addcmul(shift, t, self.g).clamp(self.low, self.high)
+        return (t * self.g).add_(shift).clamp_(self.low, self.high)
 
     def point(self, t: Tensor, shift: Tensor) -> Tensor:
         return (self.c + self.steps(t, shift)).clamp_(0, 1)
 
-    def solve(self, wanted: Tensor) -> Tensor:
-        """The optimal points; rows that are not ``wanted`` may be anything finite."""
-        t, shift, settled = self.active_set()
+    def solve(self, wanted: Tensor, start: Tensor | None = None) -> Tensor:
+        """The optimal points, looked for from the shift ``start``; rows not ``wanted`` may be anything finite."""
+        t, shift, settled = self.active_set(start)
         point = self.point(t, shift)
         rest = (wanted & ~settled)[:, 0].nonzero()[:, 0]
         if len(rest):
             point[rest] = self.take(rest).bisect()
         return point
 
-    def active_set(self, sweeps: int = 50) -> tuple[Tensor, Tensor, Tensor]:
+    def active_set(self, start: Tensor | None = None, sweeps: int = 50) -> tuple[Tensor, Tensor, Tensor]:
         """t, shift and whether they solve the row.
 
         With the coordinates known that are not clipped (F), those that are (with their steps d) and ``q = 1 / |F|``,
@@ -216,34 +235,35 @@ class _Clipped(NamedTuple):
         g)^2)`` and ``shift = -q (t sum_F g + sum d)``. Where these give the same coordinates again, they are optimal.
         """
         t = self.radius / _dot(self.g, self.g).sqrt().clamp(min=_tiny(self.g))
-        shift = torch.zeros_like(t)
-        close = 64 * torch.finfo(t.dtype).eps
-        for _ in range(sweeps):
-            new_t, new_shift = self._sweep(t, shift)
-            moved = ((new_t - t).abs() > close * t) | ((new_shift - shift).abs() > close * (shift.abs() + t))
-            t, shift = new_t, new_shift
-            if not bool(moved.any()):
+        shift = torch.zeros_like(t) if start is None else start
+        # written over again and again: to allocate it anew would take longer than to compute what it holds
+        space = self.g.new_empty(4, *self.g.shape)
+        for sweep in range(sweeps):
+            free, before = space[2 + sweep % 2], space[3 - sweep % 2]
+            t, shift = self._sweep(t, shift, *space[:2], free)
+            if sweep and torch.equal(free, before):
                 break
         return t, shift, self._solved(t, shift)
 
-    def _sweep(self, t: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-        y = torch.addcmul(shift, t, self.g)
-        d = y.clamp(self.low, self.high)
-        free = d == y
-        if self.inside is not None:
-            free &= self.inside
-        g = self.g * free
-        count, g1, g2 = _total(free.to(g.dtype)), _total(g), _dot(g, self.g)
-        d1 = _total(d) - (count * shift + t * g1)
-        d2 = _dot(d, d) - (count * shift.square() + 2 * shift * t * g1 + t.square() * g2)
+    def _sweep(self, t: Tensor, shift: Tensor, y: Tensor, d: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
+        """The next t and shift; fills ``free`` with ones at the coordinates that these are not clipped at."""
+        torch.mul(self.g, t, out=y).add_(shift)
+        torch.clamp(y, self.low, self.high, out=d)
+        torch.eq(y, d, out=free)
+        count = _total(free if self.inside is None else free.mul_(self.inside))
+        d1, d2 = _total(d), _total(torch.mul(d, d, out=y))
+        g1 = _total(torch.mul(free, self.g, out=y))
+        g2 = _total(y.mul_(self.g))
+        d1 = d1 - (count * shift + t * g1)
+        d2 = d2 - (count * shift.square() + 2 * shift * t * g1 + t.square() * g2)
         if self.kind is _SPHERE:
             q = torch.zeros_like(count)
         else:
             q = (1 / count.clamp(min=1)) if self.kind is _SLICE else -1 / (self.size - count).clamp(min=1)
         room = self.radius.square() - d2 - q * d1.square()
         steep = g2 - q * g1.square()
-        sound = (room > 0) & (steep > _tiny(g))
-        new_t = torch.where(sound, (room / steep.clamp(min=_tiny(g))).clamp(min=0).sqrt(), 0.5 * t)
+        tiny = _tiny(t)
+        new_t = torch.where((room > 0) & (steep > tiny), (room / steep.clamp(min=tiny)).clamp(min=0).sqrt(), 0.5 * t)
         return new_t, -q * (new_t * g1 + d1)
 
     def _length(self, d: Tensor, shift: Tensor) -> Tensor:
@@ -262,15 +282,19 @@ class _Clipped(NamedTuple):
         d = self.steps(t, shift)
         on_sphere = (self._length(d, shift) - self.radius).abs() <= tolerance * self.radius
         on_sphere &= (t > 0) & t.isfinite()
-        return on_sphere if self.kind is _SPHERE else on_sphere & (self._off(d, shift).abs() <= 0.1 * tolerance)
+        if self.kind is _SPHERE:
+            return on_sphere
+        # no bound hangs on the shift of a sphere that moves with the mean
+        return on_sphere & (self._off(d, shift).abs() <= tolerance * (1 if self.kind is _FREE else 0.1))
 
     def bisect(self) -> Tensor:
         """The optimal points where the active set does not settle: the length grows with t, the mean with the shift."""
         vertex = self._vertex()
         lower = torch.zeros_like(self.radius)
         upper = self.radius / _dot(self.g, self.g).sqrt()
-        for _ in range(26):  # beyond this the step is so long that only the order of the gradient's elements counts
-            short = self._length_at(upper) < self.radius
+        for _ in range(64):
+            # g has length 1: beyond 1e8 only the order of its elements counts, and rounding
+            short = (self._length_at(upper) < self.radius) & (upper < 1e8)
             lower, upper = torch.where(short, upper, lower), torch.where(short, 2 * upper, upper)
             if not bool(short.any()):
                 break
@@ -281,7 +305,9 @@ class _Clipped(NamedTuple):
         t = lower
         shift = self._shift(t)
         point = self.point(t, shift)
-        better_t, better_shift = self._sweep(t, shift)  # exact, with the right coordinates clipped
+        better_t, better_shift = self._sweep(
+            t, shift, *self.g.new_empty(3, *self.g.shape)
+        )  # exact, with the right coordinates clipped
         point = torch.where(self._solved(better_t, better_shift), self.point(better_t, better_shift), point)
         return torch.where(self._length(vertex - self.c, torch.zeros_like(t)) <= self.radius, vertex, point)
 
@@ -319,7 +345,8 @@ def _total(values: Tensor) -> Tensor:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a[:, None] @ b[:, :, None])[:, 0]
+    # not by matmul, whose float32 sums are off by 1e-4 for large images
+    return (a * b).sum(1, keepdim=True)
 
 
 def _tiny(like: Tensor) -> float:
