@@ -144,7 +144,7 @@ def _maps_and_gradient(
 
 def _layers(owner: str, model: nn.Module, layer: str | None) -> dict[str, nn.Module]:
     modules = {name: module for name, module in model.named_modules() if name}
-    convolutions = {name: module for name, module in modules.items() if isinstance(module, nn.Conv2d)}
+    convolutions: dict[str, nn.Module] = {name: each for name, each in modules.items() if isinstance(each, nn.Conv2d)}
     if layer is not None and layer not in modules:
         known = ", ".join(convolutions or modules) or "none"
         what = "convolutions" if convolutions else "layers"
