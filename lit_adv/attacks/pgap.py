@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from lit_adv.attacks.attack import Problem
@@ -65,25 +64,19 @@ class SSIMSteps(SteepestDescent):
         return objective("f6", type(self).__name__, self.kappa)
 
     def _step(self, problem: Problem, x: Tensor, direction: Tensor, step_size: float) -> Tensor:
-        inside = None if problem.mask is None else problem.mask.expand_as(x)
-        vectors = [
-            None if each is None else each.reshape(-1, x[0, 0 if self.per_channel else slice(None)].numel())
-            for each in (problem.x if self.reference == "anchored" else x, -direction, inside, x)
-        ]
+        size = x[0, 0].numel() if self.per_channel else x[0].numel()
         solve = farthest_by_cvxpy if self.solver == "cvxpy" else farthest
-        centre, along, inside, stay = vectors
-        assert centre is not None and along is not None
         moved = solve(
-            centre,
-            along,
+            (problem.x if self.reference == "anchored" else x).reshape(-1, size),
+            -direction.reshape(-1, size),
             eps1=self.eps1,
             eps2=self.eps2,
             box=self.box,
             relaxed=self.relaxed,
-            inside=inside,
-            stay=stay,
+            inside=None if problem.mask is None else problem.mask.expand_as(x).reshape(-1, size),
+            stay=x.reshape(-1, size),
         )
-        return problem.restrict(moved.view_as(x))
+        return problem.restrict(moved.view(x.shape))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,9 +126,9 @@ class PGAP(SSIMSteps):
 class FPGAP(SSIMSteps):
     """Fast PGAP, S000, equation (10): along the gradient itself rather than its part that keeps the mean.
 
-    ``x <- mu + k22 + sqrt(k21) g / ||g||``. The mean moves by ``sqrt(k21) mean(g) / ||g||``, whatever ``eps1`` is, while
-    ``S2 >= 1 - eps2^2`` holds; where g has the mean 0 it is `PGAP`. With the box it is the farthest point of the same
-    sphere in it.
+    ``x <- mu + k22 + sqrt(k21) g / ||g||``. ``S2 >= 1 - eps2^2`` holds, while the mean moves by ``sqrt(k21) mean(g) /
+    ||g||``, which ``eps1`` does not bound; where g has the mean 0 it is `PGAP`. With the box it is the farthest point
+    of the same sphere in it.
 
     Args:
         eps1: How far the sphere's mean may move, in [0, 1), as in `PGAP`; 0 is equation (10).

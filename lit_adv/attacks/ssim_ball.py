@@ -1,4 +1,4 @@
-"""Images whose global SSIM terms with a given one are bounded, and the one of them that is farthest along a direction."""
+"""Images whose global SSIM terms with a given one are bounded, and the farthest of them along a direction."""
 
 from __future__ import annotations
 
@@ -102,13 +102,15 @@ def farthest(
     Returns:
         ``(B, N)``.
     """
+    stay = x if stay is None else stay
     # on the CPU in parts that stay in the cache
     rows = max(1, torch.get_num_threads() * 2**16 // max(x.shape[1], 1)) if x.device.type == "cpu" else max(len(x), 1)
     with torch.no_grad():
-        given = (x, direction, inside, x if stay is None else stay)
-        parts = [[None] * max(1, -(-len(x) // rows)) if each is None else each.detach().split(rows) for each in given]
-        found = [_farthest(*part, eps1, eps2, box, relaxed) for part in zip(*parts, strict=True)]
-        return torch.cat(found) if len(found) > 1 else found[0]
+        found = []
+        for part in (slice(first, first + rows) for first in range(0, max(len(x), 1), rows)):
+            kept = None if inside is None else inside[part]
+            found.append(_farthest(x[part], direction[part], kept, stay[part], eps1, eps2, box, relaxed))
+        return torch.cat(found)
 
 
 def _farthest(
@@ -148,7 +150,6 @@ def _in_box(
     ball: SSIMBall, g: Tensor, relaxed: bool, mean_moves: bool, inside: Tensor | None, follow: Tensor
 ) -> Tensor:
     """The farthest point of ball and box; rows that do not ``follow`` may come back as anything finite."""
-    # g of another size than 1 would do: what counts is that the step lengths are of the order of the radius
     share = _total(g) / ball.size
     kind = _SPHERE if relaxed else _SLICE
     if not mean_moves:
@@ -240,13 +241,14 @@ class _Clipped(NamedTuple):
         space = self.g.new_empty(4, *self.g.shape)
         for sweep in range(sweeps):
             free, before = space[2 + sweep % 2], space[3 - sweep % 2]
-            t, shift = self._sweep(t, shift, *space[:2], free)
+            t, shift = self._sweep(t, shift, space[:2], free)
             if sweep and torch.equal(free, before):
                 break
         return t, shift, self._solved(t, shift)
 
-    def _sweep(self, t: Tensor, shift: Tensor, y: Tensor, d: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
+    def _sweep(self, t: Tensor, shift: Tensor, space: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
         """The next t and shift; fills ``free`` with ones at the coordinates that these are not clipped at."""
+        y, d = space
         torch.mul(self.g, t, out=y).add_(shift)
         torch.clamp(y, self.low, self.high, out=d)
         torch.eq(y, d, out=free)
@@ -305,9 +307,8 @@ class _Clipped(NamedTuple):
         t = lower
         shift = self._shift(t)
         point = self.point(t, shift)
-        better_t, better_shift = self._sweep(
-            t, shift, *self.g.new_empty(3, *self.g.shape)
-        )  # exact, with the right coordinates clipped
+        space = self.g.new_empty(3, *self.g.shape)
+        better_t, better_shift = self._sweep(t, shift, space[:2], space[2])  # exact, with the right ones clipped
         point = torch.where(self._solved(better_t, better_shift), self.point(better_t, better_shift), point)
         return torch.where(self._length(vertex - self.c, torch.zeros_like(t)) <= self.radius, vertex, point)
 
