@@ -185,10 +185,12 @@ def test_cvxpy_takes_the_same_steps(attack, box, case):
 
 
 @both
-def test_kappa_ends_the_ascent(attack, case):
+@pytest.mark.parametrize(("reference", "eps2"), [("moving", 0.05), ("anchored", 0.4)])
+def test_kappa_ends_the_ascent(attack, reference, eps2, case):
     model, x, y = case
-    fields = {"eps2": 0.05, "stop_at_success": False}
+    fields = {"eps2": eps2, "reference": reference, "stop_at_success": False}
     held = attack(steps=40, kappa=0.0, **fields)(model, x, y)
+    assert bool((predict(model, held) != y).all())
     assert torch.equal(held, attack(steps=40, **fields | {"stop_at_success": True})(model, x, y))
     assert not torch.equal(held, attack(steps=40, **fields)(model, x, y))
 
