@@ -30,6 +30,7 @@ from lit_adv.attacks import FPGAP, PGAP
 from lit_adv.attacks.objectives import objective
 from lit_adv.attacks.ssim_ball import farthest
 from lit_adv.attacks.ssim_cvxpy import farthest_by_cvxpy
+from lit_adv.metrics import LocalizationScores
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     figures = [
         *against_cvxpy(options.size, options.vectors, options.solved, options.rounds),
         *step_cost(options.images, options.steps, options.rounds, torch.device(options.device)),
+        *sweep_cost(options.maps, options.rounds, torch.device(options.device)),
     ]
     show(figures)
     if options.out:
@@ -137,6 +139,31 @@ def step_cost(images: int, steps: int, rounds: int, device: torch.device) -> Ite
         yield Figure(f"a step of {name}, beyond its two passes", more, "%", wanted, not wanted or more <= 5)
 
 
+def sweep_cost(images: int, rounds: int, device: torch.device) -> Iterator[Figure]:
+    """What `LocalizationScores` takes for 40 thresholds and for one, on maps of noise that is spread over all of them.
+
+    Args:
+        images: Maps of 32 x 32 a batch; of 224 x 224 a 16th.
+        rounds: Timed calls, ten times as many, since they are short; the best counts.
+        device: Where.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for side, count in ((32, images), (224, -(-images // 16))):
+        ssim = (1 - 0.6 * torch.rand(count, 3, side, side, generator=generator)).to(device)
+        cam = torch.rand(count, side, side, generator=generator).to(device)
+        best = {}
+        metrics = {number: LocalizationScores([step / 100 for step in range(1, number + 1)]) for number in (1, 40)}
+        for _ in range(10 * rounds):
+            for number, metric in metrics.items():
+                taken = timed(partial(metric.to(device).update, ssim, cam), device) / count
+                best[number] = min(best.get(number, math.inf), taken)
+        for number, taken in best.items():
+            name = f"LocalizationScores, {number} threshold{'s' * (number > 1)} ({side} x {side})"
+            yield Figure(name, 1e3 * taken, "ms an image")
+        ratio = best[40] / best[1]
+        yield Figure(f"40 thresholds beside one ({side} x {side})", ratio, "times", "at most 2", ratio <= 2)
+
+
 def instances(count: int, size: int) -> tuple[Tensor, Tensor]:
     """Image-like vectors, smooth with some pixels at 0 and 1, half black, and uniform; directions with outliers."""
     generator = torch.Generator().manual_seed(0)
@@ -175,6 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--solved", type=int, default=4, help="how many of them cvxpy solves")
     parser.add_argument("--images", type=int, default=8, help="batch size of the attacks")
     parser.add_argument("--steps", type=int, default=5, help="steps of the attacks")
+    parser.add_argument("--maps", type=int, default=128, help="batch size of the localisation scores")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")

@@ -29,3 +29,10 @@ def test_cost_of_a_step_and_the_table(tmp_path, capsys):
         rows = list(csv.DictReader(file))
     assert [row["figure"] for row in rows] == [figure.name for figure in figures]
     assert rows[0]["kept"] == ""
+
+
+def test_forty_thresholds_beside_one() -> None:
+    figures = list(perceptual.sweep_cost(images=2, rounds=1, device=torch.device("cpu")))
+    assert [figure.wanted for figure in figures] == ["", "", "at most 2"] * 2
+    for one, forty, ratio in (figures[:3], figures[3:]):
+        assert ratio.value == forty.value / one.value
