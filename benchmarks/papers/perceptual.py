@@ -182,16 +182,16 @@ def sweep(attack: str, setting: Setting, path: Path, most: int, rate: float) -> 
     """
     family = FAMILIES[attack]
     scale = math.sqrt(setting.images[0].numel() / 3072) if family.scaled else 1.0
+    start, largest = (_short(budget * scale) for budget in (family.start, family.largest))
     known: dict[str, list[Point]] = {}
     for point in read(path):
         known.setdefault(point.key, []).append(point)
     points: list[Point] = []
     while True:
-        budget = next_budget(points, family.start * scale, family.largest * scale, LEVELS[setting.name], rate, most)
+        budget = next_budget(points, start, largest, LEVELS[setting.name], rate, most)
         if budget is None:
             return
-        # as it stands in the file, so that a second call asks for the same
-        budget = float(f"{budget:.6g}")
+        budget = _short(budget)
         made = family.make(budget, setting.steps, setting.stop)
         found = known.get(setting.key(made), [])
         if {point.quantise for point in found} != set(QUANTISE):
@@ -305,6 +305,11 @@ def pad_as_tensorflow(model: nn.Module) -> None:
 
 def _pad(module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
     return F.pad(inputs[0], (0, 1, 0, 1))
+
+
+def _short(budget: float) -> float:
+    """As it stands in the file, so that a second call asks for the same budgets."""
+    return float(f"{budget:.6g}")
 
 
 def _inner(similarity: Tensor, border: int = 5) -> Tensor:

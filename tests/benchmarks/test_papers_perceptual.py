@@ -165,7 +165,7 @@ def test_a_sweep_goes_on_from_its_file(attack, setting, tmp_path, monkeypatch):
     path = tmp_path / "points.csv"
     first = list(perceptual.sweep(attack, setting, path, 2, 0.99))
     assert {point.quantise for point in first} == {"none", "round"}
-    assert len(sweeps.read(path)) == len(first)
+    assert len(sweeps.read(path)) == len(first) == 2 * len({point.budget for point in first})
 
     def never(*arguments):
         raise AssertionError("computed again")
