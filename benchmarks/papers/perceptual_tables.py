@@ -50,8 +50,8 @@ def markdown(points: Sequence[Point], name: str, rate: float) -> str:
 def _localization(points: Sequence[Point], attacks: Sequence[str], name: str, rate: float) -> list[str]:
     first = points[0]
     lines = [
-        f"Table I: SSIM precision at the smallest budget that fools {rate:.0%} ({first.images} images, "
-        f"{100 * first.looked:.1f} % of their pixels inside the class activation):",
+        f"Table I: SSIM precision at the smallest budget that fools {rate:.0%}, or where none does, the one that fools "
+        f"most ({first.images} images, {100 * first.looked:.1f} % of their pixels inside the class activation):",
         "",
         "| attack (budget) | images | fooled | SSIM | PSNR | precision | pixels | recall | IoU outside |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|",
