@@ -4,10 +4,26 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lit_adv.plots import Example, confusion_figure, example_grid
+from lit_adv.plots import (
+    Example,
+    Localization,
+    Panel,
+    Scale,
+    budget_figure,
+    budget_grid_figure,
+    confusion_figure,
+    example_grid,
+    iterations_figure,
+    localization_figure,
+    methods_figure,
+    panel_grid,
+    quality_figure,
+    threshold_figure,
+)
 
 
 def test_confusion_shows_shares_counts_and_empty_rows() -> None:
@@ -90,6 +106,119 @@ def test_grid_refuses_what_it_cannot_show(rows, columns, message) -> None:
         example_grid(rows, columns)
 
 
+def test_panels_lie_in_their_places_with_nothing_over_them() -> None:
+    colours = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0]], dtype=np.float32)
+    panels = [Panel(np.broadcast_to(colour[:, None, None], (3, 4, 8)), "caption") for colour in colours]
+    scales = {"map": Scale("label", "viridis", 0.2, 0.6), "unused": Scale("no bar", "gray")}
+    middle = Panel(np.full((4, 8), 0.6), "", "map")
+    rows = [("a name of\ntwo lines", [panels[0], panels[1], None]), ("b", [panels[2], panels[3], middle])]
+    figure = panel_grid(rows, ["1", "2", "3"], "a title that is longer than what lies below it", scales, "down", "over")
+    pixels = _pixels(figure)
+    shown = [tuple(pixels[y, x]) for x, y in (_centre(figure, axes) for axes in figure.axes[:5])]
+    assert shown == [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (253, 231, 36)]
+    assert len(figure.axes) == 6  # and one colour bar
+    assert figure.axes[5].get_xlabel() == "label"
+    _apart(figure)
+
+
+def test_panels_must_fit() -> None:
+    one = Panel(np.zeros((1, 4, 4)))
+    with pytest.raises(ValueError, match="at least one panel"):
+        panel_grid([("a", [None])])
+    with pytest.raises(ValueError, match=r"same number of panels, got \[1, 2\] and 0"):
+        panel_grid([("a", [one]), ("b", [one, one])])
+    with pytest.raises(ValueError, match=r"same number of panels, got \[1\] and 2"):
+        panel_grid([("a", [one])], ["1", "2"])
+    with pytest.raises(ValueError, match=r"values must have shape .* got \(2, 4, 4\)"):
+        panel_grid([("a", [Panel(np.zeros((2, 4, 4)))])])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_ssim_and_activation_maps(channels) -> None:
+    image, ssim = torch.rand(channels, 6, 6), torch.rand(channels, 6, 6)
+    row = Localization(image, ssim, torch.rand(6, 6), "class 1 → 2")
+    figure = localization_figure({"pgd/linf": row, "an attack of a longer name": row}, "title")
+    _pixels(figure)
+    _apart(figure)
+    assert len(figure.axes) == 2 * (channels + 2) + 2
+    np.testing.assert_allclose(figure.axes[1].images[0].get_array(), ssim[0])
+    np.testing.assert_allclose(figure.axes[channels + 1].images[0].get_array(), row.cam)
+    assert {"SSIM"} if channels == 1 else {"SSIM, red", "SSIM, green", "SSIM, blue"} <= _words(figure)
+
+
+def test_methods_below_the_clean_images() -> None:
+    clean, other = np.random.default_rng(0).random((2, 3, 3, 5, 5))
+    figure = methods_figure(clean, {"fgsm\neps 0.1": other})
+    _pixels(figure)
+    _apart(figure)
+    assert len(figure.axes) == 6
+    np.testing.assert_allclose(figure.axes[4].images[0].get_array(), np.moveaxis(other[1], 0, -1))
+
+
+def test_differences_over_iterations() -> None:
+    clean = np.full((1, 4, 4), 0.5)
+    images = clean + np.array([0.25, -0.1])[:, None, None, None] * np.eye(4)
+    budgets = {"pgd": [0.25, 0.1], "fgsm": [float("nan"), 0.1]}
+    figure = iterations_figure(clean, {"pgd": images, "fgsm": images}, budgets, [10, 70], "title")
+    _pixels(figure)
+    _apart(figure)
+    assert {"budget 0.25", "difference × 2", "difference × 5", "10 iterations", "70 iterations"} <= _words(figure)
+    # clean, then two images and two differences of pgd, then one of each
+    assert len(figure.axes) == 7
+    np.testing.assert_allclose(figure.axes[3].images[0].get_array(), 0.5 + 0.5 * np.eye(4))
+    np.testing.assert_allclose(figure.axes[4].images[0].get_array(), 0.5 - 0.5 * np.eye(4))
+    with pytest.raises(ValueError, match=r"pgd must have one image and one budget for each of \[10\], got 2 and 2"):
+        iterations_figure(clean, {"pgd": images}, budgets, [10])
+
+
+def test_the_plane_of_two_budgets() -> None:
+    images = torch.rand(2, 3, 3, 4, 4)
+    figure = budget_grid_figure(images, [0, 0.01], [0.001, 0.01, 0.1], "PGAP", [["a", "b", "c"], ["d", "e", "f"]])
+    _pixels(figure)
+    _apart(figure)
+    assert {"eps1", "eps2", "0.01", "0.001", "f"} <= _words(figure)
+    np.testing.assert_allclose(figure.axes[5].images[0].get_array(), images[1, 2].permute(1, 2, 0))
+    with pytest.raises(ValueError, match=r"images must have shape \(3, 2, C, H, W\)"):
+        budget_grid_figure(images, [0, 1, 2], [0, 1])
+
+
+def test_curves_over_the_threshold() -> None:
+    thresholds = torch.tensor([0.1, 0.2, 0.3])
+    names = [f"attack/{number} $x" for number in range(16)]
+    scores = ("precision", "pixels", "recall", "iou_outside")
+    curves = {name: {score: [i / 20, None, 0.5] for score in scores} for i, name in enumerate(names)}
+    figure = threshold_figure(thresholds, curves, 0.2, "title")
+    _pixels(figure)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["precision", "pixels perturbed", "recall", "IoU outside"]
+    for axes in figure.axes:
+        lines = [line for line in axes.lines if len(line.get_xdata()) == 3]
+        np.testing.assert_allclose(lines[2].get_ydata(), [0.1, np.nan, 0.5], rtol=1e-6)
+        # every line can be told from every other
+        assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 16
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == names
+    _legend_apart(figure)
+
+
+def test_quality_and_budget_against_the_fooling_rate() -> None:
+    curves = {"pgd": {"fooling_rate": [0, 1], "ssim": [1, 0.9], "psnr": [60, 30]}}
+    figure = quality_figure(curves, ssim=0.95, psnr=40)
+    _pixels(figure)
+    _legend_apart(figure)
+    left, right = figure.axes
+    assert (left.get_ylabel(), right.get_ylabel()) == ("mean SSIM", "mean PSNR (dB)")
+    data = [list(line.get_ydata()) for line in right.lines if len(line.get_ydata()) == 2]
+    assert data == [[60, 30], [40, 40]]
+    figure = budget_figure({"pgd": ([0.1, 1], [0.2, 0.9]), "fgsm": ([1, 2], [0.1, 0.3])}, {"pgd": "eps (L2)"})
+    _pixels(figure)
+    first, second = figure.axes
+    assert (first.get_xscale(), first.get_xlabel(), second.get_xlabel()) == ("log", "eps (L2)", "budget")
+    assert list(second.lines[0].get_ydata()) == pytest.approx([0.1, 0.3])
+    assert (first.get_title(), second.get_title()) == ("pgd", "fgsm")
+    with pytest.raises(ValueError, match="there must be something to show"):
+        budget_figure({})
+
+
 def test_pyplot_knows_of_no_figure() -> None:
     confusion_figure([[1]], ["a"])
     example_grid({"row": [Example((np.zeros((1, 4, 4)),), "")]}, ["a"])
@@ -101,6 +230,27 @@ def _pixels(figure: Figure) -> np.ndarray:
     assert isinstance(figure.canvas, FigureCanvasAgg)
     figure.canvas.draw()
     return np.asarray(figure.canvas.buffer_rgba())[..., :3]
+
+
+def _words(figure: Figure) -> set[str]:
+    return {text.get_text() for text in figure.texts}
+
+
+def _apart(figure: Figure) -> None:
+    """Words and pictures inside the figure, none over another."""
+    boxes = [text.get_window_extent() for text in figure.texts if text.get_text()]
+    boxes += [axes.get_window_extent() for axes in figure.axes]
+    for number, box in enumerate(boxes):
+        assert min(box.x0, box.y0) >= 0
+        assert box.x1 <= figure.bbox.width
+        assert box.y1 <= figure.bbox.height
+        assert not any(box.shrunk(0.98, 0.9).overlaps(other) for other in boxes[:number])
+
+
+def _legend_apart(figure: Figure) -> None:
+    box = figure.legends[0].get_window_extent()
+    assert box.x1 <= figure.bbox.width
+    assert not any(box.overlaps(axes.get_window_extent()) for axes in figure.axes)
 
 
 def _centre(figure: Figure, axes) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from lit_adv.attacks.lbfgs import LBFGS
 from lit_adv.attacks.noise import RandomNoise, SemiRandomNoise
 from lit_adv.attacks.onepixel import OnePixel
 from lit_adv.attacks.patch import AdversarialPatch, BoundedPatch, LaVAN
+from lit_adv.attacks.pgap import FPGAP, PGAP
 from lit_adv.attacks.radius import Radius
 from lit_adv.attacks.regions import Center, Frame, Mask, RandomPatch, RandomPixels, Region
 from lit_adv.attacks.rubbish import ClassImage, MapElites, RubbishImages
@@ -35,10 +36,12 @@ __all__ = [
     "FGSM",
     "FGVM",
     "FMN",
+    "FPGAP",
     "ILLC",
     "JSMA",
     "LBFGS",
     "MIFGSM",
+    "PGAP",
     "PGD",
     "ARTAttack",
     "AdversarialPatch",

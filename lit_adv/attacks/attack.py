@@ -195,6 +195,8 @@ class Problem:
             (gradient,) = torch.autograd.grad(total, x, retain_graph=keep_graph, allow_unused=True)
         if gradient is None:  # a model that ignores its input
             return torch.zeros_like(x)
+        if 0 in gradient.stride():  # that of a sum is one number, expanded, and cannot be written to
+            gradient = gradient.contiguous()
         gradient = gradient.nan_to_num_(0.0)
         return gradient if self.mask is None else gradient.mul_(self.mask)
 

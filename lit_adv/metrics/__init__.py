@@ -1,8 +1,23 @@
-"""Numbers over a data set, as torchmetrics: integer counts that are summed, so that any number of processes agrees."""
+"""Numbers over a data set, as torchmetrics: counts and sums, so that any number of processes agrees."""
 
 from lit_adv.metrics.fooling import FoolingRate
+from lit_adv.metrics.localization import LocalizationScores, localization_scores
 from lit_adv.metrics.recognition import RecognitionAccuracy
 from lit_adv.metrics.reconstruction import ReconstructionAccuracy
 from lit_adv.metrics.robustness import RobustAccuracy
+from lit_adv.metrics.signal_to_noise import MeanPSNR, psnr
+from lit_adv.metrics.structural_similarity import MeanSSIM, ssim, ssim_map
 
-__all__ = ["FoolingRate", "RecognitionAccuracy", "ReconstructionAccuracy", "RobustAccuracy"]
+__all__ = [
+    "FoolingRate",
+    "LocalizationScores",
+    "MeanPSNR",
+    "MeanSSIM",
+    "RecognitionAccuracy",
+    "ReconstructionAccuracy",
+    "RobustAccuracy",
+    "localization_scores",
+    "psnr",
+    "ssim",
+    "ssim_map",
+]

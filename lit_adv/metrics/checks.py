@@ -59,6 +59,20 @@ def check_indices(owner: str, columns: Mapping[str, Tensor], ranges: Mapping[str
             raise ValueError(f"{owner}: {name} must be in [0, {size}), got {low if low < 0 else high} ({remedy})")
 
 
+def check_pairs(owner: str, images: Mapping[str, Tensor]) -> None:
+    """Raises ValueError unless all are floating-point images ``(B, C, H, W)`` of one shape; B may be 0."""
+    first = next(iter(images))
+    for name, batch in images.items():
+        if not isinstance(batch, Tensor) or batch.ndim != 4 or not batch.is_floating_point() or 0 in batch.shape[1:]:
+            got = f"{batch.dtype} of shape {tuple(batch.shape)}" if isinstance(batch, Tensor) else type(batch).__name__
+            raise ValueError(f"{owner}: {name} must be floating-point images (B, C, H, W) in [0, 1], got {got}")
+        if batch.shape != images[first].shape:
+            raise ValueError(
+                f"{owner}: {name} must have the shape of {first}, got {tuple(batch.shape)} and "
+                f"{tuple(images[first].shape)} (the same images in both)"
+            )
+
+
 def ratio_dtype(device: torch.device) -> torch.dtype:
     """Return the widest floating dtype of `device`: float64, or float32 on Apple's GPUs, which have no other."""
     return torch.float32 if device.type == "mps" else torch.float64
