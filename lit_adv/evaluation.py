@@ -15,12 +15,11 @@ from rich import box
 from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor, nn
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from lit_adv.attacks import Attack, Region
 from lit_adv.attacks.attack import predictions
 from lit_adv.files import replacing
-from lit_adv.metrics import RobustAccuracy
+from lit_adv.metrics import RobustAccuracy, ssim
 
 # column to heading
 _SHOWN = {"l2": "L2", "linf": "Linf", "ssim": "SSIM", "queries": "queries", "seconds": "s/img"}
@@ -155,7 +154,7 @@ def attack_batch(
         fooled[name] = result.success
         measures[name] = {
             **result.norms,
-            "ssim": _ssim(result.images, images),
+            "ssim": ssim(images, result.images),
             "iterations": result.iterations,
             "forwards": result.forwards,
             "backwards": result.backwards,
@@ -183,15 +182,6 @@ def pair(owner: str, batch: Any) -> tuple[Tensor, Tensor]:
     if not isinstance(batch, list | tuple) or len(batch) != 2 or not all(isinstance(each, Tensor) for each in batch):
         raise ValueError(f"{owner}: batches must be (images, labels), got {type(batch).__name__}")
     return batch[0], batch[1]
-
-
-def _ssim(images: Tensor, clean: Tensor) -> Tensor:
-    """SSIM of each image, 11 x 11 Gaussian window, mirrored at the border; NaN where a side is below 6 pixels."""
-    if not len(images) or min(images.shape[-2:]) < 6:
-        return torch.full((len(images),), torch.nan, dtype=torch.float64, device=images.device)
-    found = structural_similarity_index_measure(images.double(), clean.double(), data_range=1.0, reduction="none")
-    assert isinstance(found, Tensor)
-    return found
 
 
 def _nothing(attacks: Iterable[str], device: torch.device | str) -> dict[str, Tensor]:

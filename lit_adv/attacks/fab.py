@@ -112,7 +112,8 @@ class FAB(Attack):
 
     def _done(self, size: Tensor, limit: float) -> Tensor:
         """Which rows nothing is left to do for, by the size of their smallest success."""
-        return (size <= limit) if self.stop_at_success else (size == 0)
+        # without eps the limit is infinite, and so is the size where nothing has been found
+        return (size <= limit) & (size < math.inf) if self.stop_at_success else size == 0
 
     def _search(self, part: Problem, x: Tensor, goal: Tensor | None, found: _Found, active: Tensor) -> None:
         """One run from ``x``, for the rows ``active`` of ``found``."""
