@@ -155,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     f"{attack:7} {FAMILIES[attack].unit} {found.budget:.4g}: fooled {found.fooling_rate:.3f}, SSIM "
                     f"{found.ssim:.4f}, PSNR {found.psnr:.2f} dB, {found.forwards:.1f} passes"
                 )
-    (options.out / "tables.md").write_text(markdown(points, options.set, options.rate))
+        (options.out / "tables.md").write_text(markdown(points, options.set, options.rate))
     if not options.no_figures:
         subject = Subject(setting.name, model, images, setting.labels, options.steps, setting.stop)
         units = {name: family.unit for name, family in FAMILIES.items()}
