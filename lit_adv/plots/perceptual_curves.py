@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
 from lit_adv.plots.panels import DARK, as_array
 
@@ -110,6 +111,9 @@ def budget_figure(
         axes.plot(as_array(budgets), as_array(rates), **_style(0))
         if logarithmic:
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(FixedLocator(_round_numbers(as_array(budgets))))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_title(name, fontsize=10, color=DARK, parse_math=False)
         axes.set_xlabel((labels or {}).get(name, "budget"), fontsize=9)
         axes.set_ylabel("fooling rate", fontsize=9)
@@ -143,6 +147,19 @@ def _panels(
     if title:
         figure.suptitle(title, fontsize=12, fontweight="bold", color=DARK, parse_math=False)
     return figure, panels
+
+
+def _round_numbers(values: Any) -> list[float]:
+    """1, 2 and 5 times the powers of ten among the values; where there are not two of them, the ends themselves."""
+    positive = values[values > 0]
+    if not positive.size:
+        return []
+    low, high = float(positive.min()), float(positive.max())
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1, 2, 5) if high < 100 * low else (1,)
+    numbers = [step * 10.0**power for power in powers for step in steps]
+    found = [number for number in numbers if low <= number * (1 + 1e-9) and number <= high * (1 + 1e-9)]
+    return found if len(found) > 1 else sorted({low, high})
 
 
 def _floats(values: Any) -> Any:
