@@ -81,7 +81,7 @@ def input_saliency(
         if not len(images):
             return images.new_zeros(0, *images.shape[2:], dtype=dtype)
         found = statistics.compute()
-        mean, std = (found[name].to(images.device, dtype) for name in ("mean", "std"))
+        mean, std = (found[name].to(images.device, dtype, copy=True) for name in ("mean", "std"))
         size = chunk_size or max(1, 2**28 // sum(4 * each.numel() for each in filters.values()))
         gradients = []
         for x, y in zip(images.detach().split(size), labels.split(size), strict=True):
@@ -111,9 +111,7 @@ def heat_map(maps: Tensor) -> Tensor:
     """
     if not maps.numel():
         return maps
-    low, high = (
-        torch.quantile(maps.flatten(1).float(), share, dim=1).to(maps)[:, None, None] for share in (0.9, 0.99)
-    )
+    low, high = (torch.quantile(maps.flatten(1).float(), share, dim=1).to(maps)[:, None, None] for share in (0.9, 0.99))
     span = high - low
     scaled = (maps.clamp(low, high) - low) / torch.where(span > 0, span, 1.0)
     taps = torch.tensor([0.25, 0.5, 0.25]).to(maps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -313,17 +314,19 @@ def _mean_absolute(calls: Sequence[Convolution]) -> Tensor:
         size = max(1, _GPU_BYTES // (4 * filters * weights))
         parts = [_rows(calls, slice(start, start + size)) for start in range(0, images, size)]
         return torch.cat([convolution_gradients(part).abs_().mean(2) for part in parts])
-    ones = [_rows(calls, slice(row, row + 1)) for row in range(images)]
-    if positions < 128:
-        return torch.cat([_tiled(one) for one in ones])
-    # oneDNN's own gradient of a single image is quickest where there are many positions
-    return torch.cat([sum(map(_gradient, one)).abs_().flatten(1).mean(1)[None] for one in ones])  # type: ignore
+    if positions >= 128:
+        # oneDNN's own gradient of a single image is quickest where there are many positions
+        ones = [_rows(calls, slice(row, row + 1)) for row in range(images)]
+        gradients = (functools.reduce(torch.add, map(_gradient, one)) for one in ones)
+        return torch.stack([each.abs_().flatten(1).mean(1) for each in gradients])
+    size = max(1, _COLUMNS // (calls[0].groups * weights * positions))
+    return torch.cat([_tiled(_rows(calls, slice(start, start + size))) for start in range(0, images, size)])
 
 
 def _tiled(calls: Sequence[Convolution]) -> Tensor:
-    """`_mean_absolute` of one image, in tiles that are summed while the processor's cache still has them."""
-    columns = torch.cat([_columns(call) for call in calls], -1)[0].mT
-    gradients = torch.cat([_grouped(call.gradient, call.groups) for call in calls], -1)[0]
+    """`_mean_absolute` in tiles that are summed while the processor's cache still has them."""
+    columns = torch.cat([_columns(call) for call in calls], -1).flatten(0, 1).mT
+    gradients = torch.cat([_grouped(call.gradient, call.groups) for call in calls], -1).flatten(0, 1)
     groups, filters, weights = len(columns), gradients.shape[1], columns.shape[2]
     found = gradients.new_empty(groups, filters)
     down = max(1, min(filters, _TILE // weights))
@@ -331,7 +334,7 @@ def _tiled(calls: Sequence[Convolution]) -> Tensor:
     for group, row in itertools.product(range(0, groups, across), range(0, filters, down)):
         tile = slice(group, group + across), slice(row, row + down)
         found[tile] = torch.bmm(gradients[tile], columns[tile[0]]).abs_().mean(2)
-    return found.view(1, -1)
+    return found.view(len(calls[0].inputs), -1)
 
 
 def _gradient(call: Convolution) -> Tensor:
@@ -378,4 +381,5 @@ def _two(value: Any) -> tuple[int, int]:
 
 # numbers of a tile, 1 MiB in float32: it has to fit a core's cache beside what it is made of
 _TILE = 2**18
+_COLUMNS = 2**24
 _GPU_BYTES = 2**28

@@ -126,7 +126,9 @@ class SaliencyStatistics(Metric):
             )
         loaded = cls(layers, network, sync_on_compute=False)
         if moments.shape != loaded.moments.shape:
-            raise ValueError(f"SaliencyStatistics: '{path}' is damaged: {tuple(moments.shape)} for {len(layers)} layers")
+            raise ValueError(
+                f"SaliencyStatistics: '{path}' is damaged: {tuple(moments.shape)} for {len(layers)} layers"
+            )
         # so that torchmetrics does not warn that nothing has been seen
         loaded.update(torch.zeros(0, moments.shape[1]))
         loaded.moments = moments
