@@ -80,7 +80,9 @@ def times(name: str, images: int, size: int, rounds: int, device: torch.device, 
     yield Figure(f"saliency beside plain passes ({setting})", share, "times", "at most 1.5", share <= 1.5)
     times, least = best["loop"] / best["saliency"], 20 if device.type == "cuda" else 3
     yield Figure(f"loop beside saliency ({setting})", times, "times", f"at least {least}", times >= least)
-    yield Figure(f"largest difference to the loop, of the largest saliency ({setting})", off, "", "at most 1e-6", off <= 1e-6)
+    yield Figure(
+        f"largest difference to the loop, of the largest saliency ({setting})", off, "", "at most 1e-6", off <= 1e-6
+    )
 
 
 def loop(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

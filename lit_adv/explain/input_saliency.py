@@ -111,7 +111,10 @@ def heat_map(maps: Tensor) -> Tensor:
     """
     if not maps.numel():
         return maps
-    low, high = (torch.quantile(maps.flatten(1).float(), share, dim=1).to(maps)[:, None, None] for share in (0.9, 0.99))
+    wide = torch.promote_types(maps.dtype, torch.float32)
+    low, high = (
+        torch.quantile(maps.flatten(1).to(wide), share, dim=1).to(maps)[:, None, None] for share in (0.9, 0.99)
+    )
     span = high - low
     scaled = (maps.clamp(low, high) - low) / torch.where(span > 0, span, 1.0)
     taps = torch.tensor([0.25, 0.5, 0.25]).to(maps)

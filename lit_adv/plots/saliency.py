@@ -51,7 +51,7 @@ def profile_figure(
     absolute: bool = False,
     title: str | None = None,
 ) -> Figure:
-    """Saliency over all filters, a panel an attack; layers lie behind it as bands, numbered above.
+    """Saliency over all filters, a panel an attack; layers lie behind it as bands, numbered in the first one.
 
     Args:
         profiles: By attack.
@@ -91,7 +91,7 @@ def profile_figure(
         axes.set_title(profiles[name].about, fontsize=8.5, color=GREY, loc="right", pad=3, parse_math=False)
     panels[-1].set_xlim(0, filters)
     panels[-1].set_xlabel(f"filter (bands: the {len(layers)} layers)", fontsize=9)
-    _number_layers(panels[-1], bounds)
+    _number_layers(panels[0], bounds)
     what = "|saliency|" if absolute else "saliency"
     figure.supylabel(f"{what} (standard deviations)", fontsize=9, color=DARK)
     if title:
@@ -122,15 +122,15 @@ def heat_map_figure(
 
 
 def _number_layers(axes: Axes, bounds: Sequence[int]) -> None:
-    """The layers' numbers from 1 inside the panel's foot, as many as there is room for."""
+    """The layers' numbers from 1 below the panel's upper edge, as many as there is room for."""
     last = -np.inf
     for number, (start, end) in enumerate(pairwise(bounds), 1):
         middle = (start + end) / 2
         if middle - last < 0.022 * bounds[-1]:
             continue
         last = middle
-        style: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "bottom"}
-        axes.text(middle, 0.02, str(number), fontsize=6.5, color="#7b8794", **style)
+        style: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "top"}
+        axes.text(middle, 0.98, str(number), fontsize=6.5, color="#7b8794", **style)
 
 
 def _overlaid(each: HeatMap) -> npt.NDArray[Any]:

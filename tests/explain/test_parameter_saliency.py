@@ -16,7 +16,7 @@ METHODS = pytest.mark.parametrize("method", ["hooks", "vmap"])
 
 
 class Net(nn.Module):
-    """Grouped, depthwise, dilated, strided, reflected and 1 x 1 convolutions; one called twice, one shared, one idle."""
+    """Grouped, depthwise, dilated, strided, reflected, 1 x 1 convolutions; one called twice, one shared, one idle."""
 
     def __init__(self):
         super().__init__()

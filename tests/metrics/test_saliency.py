@@ -1,5 +1,7 @@
 """Statistics and profiles of saliency: against NumPy, over parts and processes, and their files."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -35,7 +37,7 @@ def together(metrics):
 def test_statistics_are_those_of_numpy_however_the_images_are_dealt(cuts, offset):
     values = rows() + offset
     bounds = [0, *sorted(cuts), 7]
-    parts = [values[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    parts = [values[a:b] for a, b in itertools.pairwise(bounds)]
     whole = fed(SaliencyStatistics(LAYERS), *parts).compute()
     ranks = together([fed(SaliencyStatistics(LAYERS), part) for part in [values[:0], *parts]]).compute()
     for found in (whole, ranks):
