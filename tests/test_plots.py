@@ -247,6 +247,22 @@ def test_saliency_profiles_over_the_layers(share_y) -> None:
         profile_figure({}, layers)
 
 
+def test_a_filter_far_above_all_others_leaves_them_visible() -> None:
+    curve = np.sin(np.arange(200.0))
+    high = np.where(np.arange(200) == 20, 1234.0, curve)
+    nothing = np.full(200, np.nan)
+    figure = profile_figure({"a": Profile(curve), "b": Profile(high), "c": Profile(nothing)}, [200], share_y=True)
+    _pixels(figure)
+    low, high = figure.axes[1].get_ylim()
+    assert -1.3 < low < -1
+    assert 1 < high < 3
+    assert [text.get_text() for text in figure.axes[1].texts] == ["1 filter up to 1,234"]
+    assert not figure.axes[2].texts
+    figure = profile_figure({"a": Profile(curve), "b": Profile(3 * high)}, [200], share_y=False)
+    assert figure.axes[0].get_ylim()[1] < 1.2 < 3 < figure.axes[1].get_ylim()[1] < 7
+    assert figure.axes[1].get_ylim()[0] > -4
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_heat_maps_over_their_images(channels) -> None:
     image, heat = np.full((channels, 6, 6), 0.5), np.zeros((6, 6))

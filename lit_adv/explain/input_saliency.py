@@ -67,6 +67,7 @@ def input_saliency(
         raise ValueError(f"input_saliency: channel must be one of {', '.join(get_args(Channel))}, got {channel!r}")
     if not boost >= 0:
         raise ValueError(f"input_saliency: boost must be >= 0, got {boost} (a factor; 100 in the authors' code)")
+    labels = labels.to(images.device)
     with untouched_network(model, images) as inner:
         filters = named_filters("input_saliency", inner)
         layers = {name.removesuffix(".weight"): len(each) for name, each in filters.items()}
@@ -134,7 +135,7 @@ def _differentiable(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         # a copy, since an activation behind it may work in place
         return output.clone()
 
-    with Watch(filters, len(images), keep):
+    with Watch(model, len(images), keep):
         loss = cross_entropy("input_saliency", model, images, labels)
     if any(inputs._version != version for _, _, inputs, version, _ in seen):
         raise Unserved("the input of a convolution is overwritten after its use")

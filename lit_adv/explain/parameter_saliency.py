@@ -64,6 +64,7 @@ def parameter_saliency(
         found = [chosen(inner, x.clone(), y.clone()) for x, y in parts]
         return torch.cat(found)
 
+    labels = labels.to(images.device)
     with untouched_network(model, images) as inner:
         filters = named_filters("parameter_saliency", inner)
         dtype = torch.promote_types(_dtype(inner, images), torch.float32)
@@ -127,13 +128,19 @@ class Watch(TorchFunctionMode):
     itself and any kind of padding are served.
 
     Args:
-        filters: The watched weights.
+        model: Whose parameters with four dimensions are watched.
         images: B; a convolution of another number of rows cannot be told image from image.
         keep: Called with the number of the weight, the output, the input and the rest of a `Convolution`.
+
+    Raises:
+        Unserved: A convolution cannot be seen; while the network runs, a weight is used in another way.
     """
 
-    def __init__(self, filters: Sequence[Tensor], images: int, keep: Callable[..., Tensor]) -> None:
+    def __init__(self, model: nn.Module, images: int, keep: Callable[..., Tensor]) -> None:
         super().__init__()
+        if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+            raise Unserved("a scripted module's convolutions cannot be seen")
+        filters = (each for each in model.parameters() if each.ndim == 4)
         self.places = {id(each): place for place, each in enumerate(filters)}
         self.images = images
         self.keep = keep
@@ -270,7 +277,7 @@ def _by_hooks(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         kept: Tensor = _Gradient.apply(output, anchor, seen)
         return kept
 
-    with Watch(filters, len(images), keep):
+    with Watch(model, len(images), keep):
         loss = cross_entropy("parameter_saliency", model, images, labels)
     if loss.requires_grad:
         torch.autograd.grad(loss, anchor, allow_unused=True)
@@ -283,12 +290,12 @@ def _by_hooks(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def _by_vmap(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    with torch.no_grad():
-        cross_entropy("parameter_saliency", model, images, labels)
     filters = {name: each.detach() for name, each in named_filters("parameter_saliency", model).items()}
     rest = {name: each.detach() for name, each in model.named_parameters() if name not in filters}
     rest |= dict(model.named_buffers())
     dtype = _dtype(model, images)
+    with torch.no_grad():
+        cross_entropy("parameter_saliency", model, images, labels)
 
     def loss(filters: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
         logits = torch.func.functional_call(model, {**rest, **filters}, (image[None],))

@@ -53,6 +53,9 @@ def profile_figure(
 ) -> Figure:
     """Saliency over all filters, a panel an attack; layers lie behind it as bands, numbered in the first one.
 
+    A few filters that hardly ever matter to clean images can be hundreds of deviations above them; where the largest
+    is more than ten times the 99th percentile, the axis ends at twice that, and words say what lies above it.
+
     Args:
         profiles: By attack.
         layers: Filters of each layer, in order.
@@ -79,6 +82,10 @@ def profile_figure(
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(curves), 1, sharex=True, sharey=share_y, squeeze=False)[:, 0]
     bounds = [0, *accumulate(layers)]
+    ends = {name: _ends(curve) for name, curve in curves.items()}
+    if share_y:
+        lows, tops = zip(*ends.values(), strict=True)
+        ends = dict.fromkeys(ends, (min(lows), max(tops)))
     for axes, (name, curve) in zip(panels, curves.items(), strict=True):
         for start, end in zip(bounds[:-1:2], bounds[1::2], strict=False):
             axes.axvspan(start, end, color="#eef2f6", linewidth=0, zorder=0)
@@ -89,6 +96,15 @@ def profile_figure(
         axes.tick_params(labelsize=8)
         axes.set_title(name, fontsize=10, color=DARK, loc="left", fontweight="bold", pad=3, parse_math=False)
         axes.set_title(profiles[name].about, fontsize=8.5, color=GREY, loc="right", pad=3, parse_math=False)
+        low, top = ends[name]
+        margin = 0.05 * (top - low)
+        above = np.flatnonzero(curve > top)
+        axes.set_ylim(low - margin * (low < 0), top + margin * (not len(above)))
+        if len(above):
+            words = f"{len(above)} filter{'s' * (len(above) > 1)} up to {curve.max():,.0f}"
+            place, left = above[0] / filters, above[0] / filters < 0.8
+            style: dict[str, Any] = {"transform": axes.transAxes, "ha": "left" if left else "right", "va": "top"}
+            axes.text(place + (0.012 if left else -0.005), 0.86, words, fontsize=7.5, color="#b42318", **style)
     panels[-1].set_xlim(0, filters)
     panels[-1].set_xlabel(f"filter (bands: the {len(layers)} layers)", fontsize=9)
     _number_layers(panels[0], bounds)
@@ -119,6 +135,14 @@ def heat_map_figure(
         rows.append((f"{name}\n{about}", [each and Panel(as_array(each.image), each.caption) for each in found]))
         rows.append(("saliency", [each and Panel(_overlaid(each)) for each in found]))
     return panel_grid(rows, list(attacks), title)
+
+
+def _ends(curve: npt.NDArray[Any]) -> tuple[float, float]:
+    """The smallest and the largest value that is shown, 0 always."""
+    if not np.isfinite(curve).any():
+        return 0.0, 1.0
+    largest, usual = float(np.nanmax(curve)), float(np.nanquantile(curve, 0.99))
+    return min(float(np.nanmin(curve)), 0.0), 2 * usual if 0 < 10 * usual < largest else max(largest, 1e-9)
 
 
 def _number_layers(axes: Axes, bounds: Sequence[int]) -> None:
