@@ -253,9 +253,9 @@ def test_a_filter_far_above_all_others_leaves_them_visible() -> None:
     nothing = np.full(200, np.nan)
     figure = profile_figure({"a": Profile(curve), "b": Profile(high), "c": Profile(nothing)}, [200], share_y=True)
     _pixels(figure)
-    low, high = figure.axes[1].get_ylim()
-    assert -1.3 < low < -1
-    assert 1 < high < 3
+    bottom, top = figure.axes[1].get_ylim()
+    assert -1.3 < bottom < -1
+    assert 1 < top < 3
     assert [text.get_text() for text in figure.axes[1].texts] == ["1 filter up to 1,234"]
     assert not figure.axes[2].texts
     figure = profile_figure({"a": Profile(curve), "b": Profile(3 * high)}, [200], share_y=False)
