@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import Function
+from torch.nn.grad import conv2d_weight
 from torch.overrides import TorchFunctionMode
 
 from lit_adv.attacks.attack import _call, _dtype, _untouched
@@ -247,7 +248,7 @@ class _Gradient(Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         ctx.seen(gradient)
         return gradient, None, None
 
@@ -346,9 +347,7 @@ def _tiled(calls: Sequence[Convolution]) -> Tensor:
 
 def _gradient(call: Convolution) -> Tensor:
     """Gradient to the weight, summed over the images."""
-    return nn.grad.conv2d_weight(
-        call.inputs, call.kernel, call.gradient, call.stride, call.padding, call.dilation, call.groups
-    )
+    return conv2d_weight(call.inputs, call.kernel, call.gradient, call.stride, call.padding, call.dilation, call.groups)
 
 
 def _columns(call: Convolution) -> Tensor:

@@ -114,7 +114,7 @@ class SaliencyStatistics(Metric):
         if not Path(path).is_file():
             raise FileNotFoundError(f"SaliencyStatistics: there is no file '{path}' (save() writes one)")
         try:
-            with safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
+            with safe_open(path, "pt") as file:
                 about, moments = file.metadata(), file.get_tensor("moments")
             layers, saved = json.loads(about["layers"]), about["network"]
         except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
