@@ -2,19 +2,23 @@
 
 from .confusion_matrix import ConfusionMatrix
 from .figures import log_figure
+from .input_saliency import InputSaliency
 from .reconstruction_grid import ReconstructionGrid
 from .results_table import ResultsTable
 from .robustness_table import RobustnessTable
 from .run_progress import RunProgress
+from .saliency_profile import SaliencyProfile
 from .ssim_precision import SSIMPrecision
 
 __all__ = [
     "ConfusionMatrix",
+    "InputSaliency",
     "RunProgress",
     "ReconstructionGrid",
     "ResultsTable",
     "RobustnessTable",
     "SSIMPrecision",
+    "SaliencyProfile",
     "log_figure",
 ]
 

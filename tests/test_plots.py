@@ -10,17 +10,21 @@ from matplotlib.figure import Figure
 
 from lit_adv.plots import (
     Example,
+    HeatMap,
     Localization,
     Panel,
+    Profile,
     Scale,
     budget_figure,
     budget_grid_figure,
     confusion_figure,
     example_grid,
+    heat_map_figure,
     iterations_figure,
     localization_figure,
     methods_figure,
     panel_grid,
+    profile_figure,
     quality_figure,
     threshold_figure,
 )
@@ -217,6 +221,64 @@ def test_quality_and_budget_against_the_fooling_rate() -> None:
     assert (first.get_title(), second.get_title()) == ("pgd", "fgsm")
     with pytest.raises(ValueError, match="there must be something to show"):
         budget_figure({})
+
+
+@pytest.mark.parametrize("share_y", [True, False])
+def test_saliency_profiles_over_the_layers(share_y) -> None:
+    layers = [3, 5, 2]
+    profiles = {"clean": Profile([0.1] * 10), "pgd/4 $x": Profile(torch.linspace(3, -1, 10), "7 images")}
+    figure = profile_figure(profiles, layers, share_y, title="title")
+    _pixels(figure)
+    first, second = figure.axes
+    assert (first.get_title("left"), second.get_title("left")) == ("clean", "pgd/4 $x")
+    assert second.get_title("right") == "7 images"
+    # steps that are as wide as a filter
+    steps = second.patches[-1].get_data()
+    np.testing.assert_allclose(steps.values, np.linspace(3, -1, 10), rtol=1e-6)
+    np.testing.assert_array_equal(steps.edges, np.arange(11))
+    # every other layer is a band
+    assert [(band.get_x(), band.get_width()) for band in second.patches[:-1]] == [(0, 3), (8, 2)]
+    assert [text.get_text() for text in first.texts] == ["1", "2", "3"]
+    assert (first.get_ylim() == second.get_ylim()) is share_y
+    assert second.get_xlim() == (0, 10)
+    with pytest.raises(ValueError, match=r"clean must have one number for each of 11 filters, got \(10,\)"):
+        profile_figure(profiles, [3, 5, 3])
+    with pytest.raises(ValueError, match="there must be something to show"):
+        profile_figure({}, layers)
+
+
+def test_a_filter_far_above_all_others_leaves_them_visible() -> None:
+    curve = np.sin(np.arange(200.0))
+    high = np.where(np.arange(200) == 20, 1234.0, curve)
+    nothing = np.full(200, np.nan)
+    figure = profile_figure({"a": Profile(curve), "b": Profile(high), "c": Profile(nothing)}, [200], share_y=True)
+    _pixels(figure)
+    bottom, top = figure.axes[1].get_ylim()
+    assert -1.3 < bottom < -1
+    assert 1 < top < 3
+    assert [text.get_text() for text in figure.axes[1].texts] == ["1 filter up to 1,234"]
+    assert not figure.axes[2].texts
+    figure = profile_figure({"a": Profile(curve), "b": Profile(3 * high)}, [200], share_y=False)
+    assert figure.axes[0].get_ylim()[1] < 1.2 < 3 < figure.axes[1].get_ylim()[1] < 7
+    assert figure.axes[1].get_ylim()[0] > -4
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_heat_maps_over_their_images(channels) -> None:
+    image, heat = np.full((channels, 6, 6), 0.5), np.zeros((6, 6))
+    heat[2, 3] = 1
+    one = HeatMap(image, heat, "class 1", "taken for 2")
+    figure = heat_map_figure(
+        {"image 0": {"clean": one, "pgd": one}, "image 4": {"pgd": one}}, ["clean", "pgd"], "title"
+    )
+    _pixels(figure)
+    _apart(figure)
+    assert {"image 0\nclass 1", "saliency", "taken for 2", "clean", "pgd"} <= _words(figure)
+    assert len(figure.axes) == 6
+    overlaid = np.asarray(figure.axes[2].images[0].get_array())
+    # jet's ends, dark red and dark blue, added to grey and scaled by the largest
+    np.testing.assert_allclose(overlaid[2, 3], np.array([1.0, 0.5, 0.5]), atol=1e-2)
+    np.testing.assert_allclose(overlaid[0, 0], np.array([0.5, 0.5, 1.0]), atol=1e-2)
 
 
 def test_pyplot_knows_of_no_figure() -> None:

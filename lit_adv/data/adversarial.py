@@ -276,6 +276,21 @@ class AdversarialDataModule(pl.LightningDataModule):
             groups = [(variant, rows.to(device)) for variant, rows in raw.groups]
             yield self._finish(raw._replace(**moved, groups=groups), 0)
 
+    def clean_batches(self, split: Split = "val") -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's share of a split's clean images, rounded as in every batch, and labels; nothing is crafted.
+
+        Raises:
+            ValueError: The split is empty or of another kind.
+        """
+        self.source.setup({"train": "fit", "val": "validate", "test": "test"}[split])
+        dataset = _dataset(self.source, split)
+        self._check_source(split, dataset)
+        rank, ranks = rank_and_world()
+        mine = range(rank, len(dataset), ranks)  # type: ignore[arg-type]
+        for start in range(0, len(mine), self.eval_batch_size):
+            images, labels = _read(dataset, list(mine[start : start + self.eval_batch_size]))
+            yield _to_float(_to_stored(self.quantise, images)), labels
+
     def prefill(self, splits: tuple[Split, ...] = ("train", "val", "test"), device: Any = None) -> None:
         """Crafts into the cache every image that an epoch over these splits can show; goes on where it was stopped.
 

@@ -1,5 +1,15 @@
 """Pure functions from (model, images) to maps; what they need of a network they find by themselves."""
 
 from lit_adv.explain.cam import grad_cam, grad_cam_plus_plus
+from lit_adv.explain.input_saliency import heat_map, input_saliency
+from lit_adv.explain.parameter_saliency import filter_layers, parameter_saliency, saliency_statistics
 
-__all__ = ["grad_cam", "grad_cam_plus_plus"]
+__all__ = [
+    "filter_layers",
+    "grad_cam",
+    "grad_cam_plus_plus",
+    "heat_map",
+    "input_saliency",
+    "parameter_saliency",
+    "saliency_statistics",
+]

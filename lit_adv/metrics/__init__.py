@@ -5,6 +5,7 @@ from lit_adv.metrics.localization import LocalizationScores, localization_scores
 from lit_adv.metrics.recognition import RecognitionAccuracy
 from lit_adv.metrics.reconstruction import ReconstructionAccuracy
 from lit_adv.metrics.robustness import RobustAccuracy
+from lit_adv.metrics.saliency import SaliencyProfileMean, SaliencyStatistics
 from lit_adv.metrics.signal_to_noise import MeanPSNR, psnr
 from lit_adv.metrics.structural_similarity import MeanSSIM, ssim, ssim_map
 
@@ -16,6 +17,8 @@ __all__ = [
     "RecognitionAccuracy",
     "ReconstructionAccuracy",
     "RobustAccuracy",
+    "SaliencyProfileMean",
+    "SaliencyStatistics",
     "localization_scores",
     "psnr",
     "ssim",

@@ -11,20 +11,25 @@ from lit_adv.plots.perceptual_pictures import (
     localization_figure,
     methods_figure,
 )
+from lit_adv.plots.saliency import HeatMap, Profile, heat_map_figure, profile_figure
 
 __all__ = [
     "Example",
+    "HeatMap",
     "Localization",
     "Panel",
+    "Profile",
     "Scale",
     "budget_figure",
     "budget_grid_figure",
     "confusion_figure",
     "example_grid",
+    "heat_map_figure",
     "iterations_figure",
     "localization_figure",
     "methods_figure",
     "panel_grid",
+    "profile_figure",
     "quality_figure",
     "threshold_figure",
 ]

@@ -281,6 +281,23 @@ def test_clean_images_go_through_the_same_rounding(quantise):
             assert torch.equal((adversarial * 255).round() / 255, adversarial)
 
 
+@pytest.mark.parametrize("quantise", ["floor", "none"])
+def test_clean_batches_are_the_split_dealt_to_the_processes(quantise, monkeypatch):
+    source = Source(val=9)
+    images, labels = source.sets[1].tensors
+    source.sets[1] = TensorDataset((images * 0.999 + 1e-4), labels)
+    data = module(source=source, quantise=quantise, eval_batch_size=2)
+    adversarial = importlib.import_module("lit_adv.data.adversarial")
+    for rank in range(2):
+        monkeypatch.setattr(adversarial, "rank_and_world", lambda rank=rank: (rank, 2))
+        batches = list(data.clean_batches("val"))
+        assert [len(x) for x, _ in batches] == [2, 2, 1] if rank == 0 else [2, 2]
+        mine = source.sets[1].tensors[0][rank::2]
+        wanted = (mine * 255).floor() / 255 if quantise == "floor" else mine
+        torch.testing.assert_close(torch.cat([x for x, _ in batches]), wanted)
+        assert torch.equal(torch.cat([y for _, y in batches]), labels[rank::2])
+
+
 def test_survive_rounding_enlarges_only_what_rounding_undid():
     source = Source(test=40)
     plain = module(source=source, attacks={"deepfool": DeepFool()}, victims={"a": network(1)})
