@@ -131,7 +131,7 @@ class Problem:
         self.targeted = targeted
         self.mask = mask
         self.draws = draws
-        self._model = model
+        self._model = self._whole = model
         self._owner = owner
         self._index: Tensor | None = None
         self._meter = meter
@@ -235,6 +235,27 @@ class Problem:
                 f"{self._owner}: fold must be False or None for this model: it is compiled, has hooks or writes to its"
                 " own attributes, which a snapshot would lose, or its snapshot gives other answers"
             )
+
+    @property
+    def folded(self) -> bool:
+        """Whether a snapshot is called in the model's place."""
+        return self._model is not self._whole
+
+    def lost(self, crafted: Tensor) -> Tensor:
+        """The rows ``(n,)`` of ``crafted`` that fool the snapshot but not the model itself."""
+        with torch.no_grad():
+            missed = (~self.succeeded(_call(self._whole, crafted))).nonzero()[:, 0]
+            if not len(missed):
+                return missed
+            part = self.take(missed)
+            return missed[part.succeeded(_call(self._model, crafted[missed]))]
+
+    def anew(self, chosen: Tensor) -> Problem:
+        """The problem for the rows ``chosen`` as it was at the start, for the model itself."""
+        part = self.take(chosen)
+        part._model = self._whole
+        part.draws = Draws(part.draws.seeds)
+        return part
 
     def check(self) -> None:
         """Raises ValueError for images or classes that no attack can take; waits for the device, once a call."""
@@ -483,6 +504,11 @@ class Attack(ABC):
                 problem.fold(required=bool(self.fold))
             try:
                 crafted = self._solve(problem)
+                if self.minimal_norm and problem.folded:
+                    # so near to the boundary that the snapshot's rounding decides
+                    lost = problem.lost(crafted)
+                    if len(lost):
+                        crafted = crafted.index_copy(0, lost, self._solve(problem.anew(lost)))
             except Spent:
                 assert meter is not None
                 crafted = self._keep_budget(problem, meter.images)

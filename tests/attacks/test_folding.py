@@ -1,5 +1,6 @@
 """The folded snapshot gives the model's answers, and is not made where it could be noticed."""
 
+import copy
 import dataclasses
 import warnings
 
@@ -7,8 +8,19 @@ import pytest
 import torch
 from torch import nn
 
-from lit_adv.attacks import PGD, CarliniWagnerL2, DeepFool
+from lit_adv.attacks import DDN, FAB, FMN, PGD, CarliniWagnerL2, CarliniWagnerLinf, DeepFool
+from lit_adv.attacks.attack import Problem
 from lit_adv.attacks.folding import folded
+
+NEAR = [
+    DeepFool(),
+    FMN(norm="l1", steps=30),
+    FMN(norm="l2", steps=30),
+    FAB(steps=15),
+    DDN(steps=30),
+    CarliniWagnerL2(c=1.0, steps=60, search_steps=3, learning_rate=0.005),
+    CarliniWagnerLinf(eps=0.3, steps=40),
+]
 
 
 class Residual(nn.Module):
@@ -187,6 +199,32 @@ def test_attacks_find_the_same_with_and_without(attack, pictures):
     assert (plain.success == fold.success).float().mean() >= 0.95
     both = plain.success & fold.success
     torch.testing.assert_close(plain.norms["l2"][both].mean(), fold.norms["l2"][both].mean(), rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("attack", NEAR, ids=lambda attack: type(attack).__name__)
+def test_what_fools_the_snapshot_alone_is_attacked_anew(attack, pictures, monkeypatch):
+    """Minimal perturbations end within rounding of the boundary, which here lies elsewhere for the snapshot."""
+    torch.manual_seed(0)
+    model, x = Residual().eval(), pictures(12)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    plain = dataclasses.replace(attack, fold=False).run(model, x, y, seed=1)
+
+    def shifted(network, image):
+        snapshot, agree, classes = folded(network, image)
+        snapshot.head = copy.deepcopy(snapshot.head)
+        snapshot.head.bias.data -= 0.1 * torch.nn.functional.one_hot(y[:1], classes)[0]  # its boundary is nearer
+        return snapshot, agree, classes
+
+    monkeypatch.setattr("lit_adv.attacks.attack.folded", shifted)
+    taken, anew = [], Problem.anew
+    monkeypatch.setattr(Problem, "anew", lambda self, rows: taken.append(rows) or anew(self, rows))
+    result = dataclasses.replace(attack, fold=True).run(model, x, y, seed=1)
+    assert torch.equal(result.success, plain.success)
+    assert bool(result.success.any())
+    (again,) = taken
+    # anew is from the start, with the model itself and the same random numbers
+    torch.testing.assert_close(result.images[again], plain.images[again], rtol=0, atol=1e-3)
 
 
 def test_it_is_left_to_itself_only_where_it_repays(pictures, monkeypatch):
