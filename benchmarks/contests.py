@@ -365,6 +365,9 @@ def contests() -> dict[str, Contest]:
             peers={"foolbox": _foolbox("LinfAdditiveUniformNoiseAttack", EPS)},
         ),
         "SemiRandomNoise": Contest(norm="l2", ours=lambda: a.SemiRandomNoise(eps=0.5)),
+        # nobody else has these; benchmarks/perceptual.py compares them with a general solver
+        "PGAP, 20 steps": Contest(norm="l2", ours=lambda: a.PGAP(steps=20, stop_at_success=False)),
+        "FPGAP, 20 steps": Contest(norm="l2", ours=lambda: a.FPGAP(steps=20, stop_at_success=False)),
     }
 
 
