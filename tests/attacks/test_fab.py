@@ -217,18 +217,21 @@ def test_no_larger_than_deepfool(name, net, pictures):
 def test_passes(name, net, pictures):
     model, x = net(3, 10), pictures(12)
     y = predict(model, x)
-    result = FAB(norm=name, steps=10).run(model, x, y)
+    result = FAB(norm=name, steps=10, fold=False).run(model, x, y)
     assert int(result.forwards.max()) <= 20  # 11, and one for every step but the last at which an image succeeds
     assert result.backwards.tolist() == [90] * 12
     assert result.iterations.tolist() == [10] * 12
-    result = FAB(norm=name, steps=10, target_classes=4).run(model, x, y)
+    result = FAB(norm=name, steps=10, target_classes=4, fold=False).run(model, x, y)
     assert int(result.forwards.max()) <= 1 + 4 * 20
     assert result.backwards.tolist() == [40] * 12
     y[:3] = (y[:3] + 1) % 10
-    result = FAB(norm=name, steps=10).run(model, x, y)
+    result = FAB(norm=name, steps=10, fold=False).run(model, x, y)
     assert result.forwards[:3].tolist() == [1] * 3
     assert result.backwards[:3].tolist() == [0] * 3
-    forwards, backwards = FAB(norm=name, steps=10, restarts=2).run(model, x, y), FAB(steps=10, restarts=2)._passes(10)
+    forwards, backwards = (
+        FAB(norm=name, steps=10, restarts=2, fold=False).run(model, x, y),
+        FAB(steps=10, restarts=2)._passes(10),
+    )
     assert int(forwards.forwards.max()) <= backwards[0]
     assert int(forwards.backwards.max()) == backwards[1] == 180
 
