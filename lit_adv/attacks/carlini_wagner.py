@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lit_adv.attacks.attack import Attack, Problem
-from lit_adv.attacks.nearest import Nearest, search_constant
+from lit_adv.attacks.nearest import Nearest, check_descent, search_constant
 from lit_adv.attacks.norms import norm, rows
 from lit_adv.attacks.objectives import CarliniWagnerName, Objective, margin, objective
 from lit_adv.attacks.radius import Radius
@@ -58,7 +58,7 @@ class CarliniWagnerL2(Attack):
     minimal_norm = True
 
     def __post_init__(self) -> None:
-        _check("CarliniWagnerL2", self.c, self.learning_rate, self.steps, self.objective, self.confidence)
+        check_descent("CarliniWagnerL2", self.c, self.learning_rate, self.steps, self.objective, self.confidence)
         if self.search_steps < 0:
             raise ValueError(f"CarliniWagnerL2: search_steps must be at least 0, got {self.search_steps}")
         if self.box not in ("clip", "tanh"):
@@ -132,7 +132,7 @@ class CarliniWagnerLinf(Attack):
 
     def __post_init__(self) -> None:
         norm("linf").check("CarliniWagnerLinf", self.eps)
-        _check("CarliniWagnerLinf", self.c, self.learning_rate, self.steps, self.objective, self.confidence)
+        check_descent("CarliniWagnerLinf", self.c, self.learning_rate, self.steps, self.objective, self.confidence)
         if self.variant not in ("bounded", "carlini"):
             raise ValueError(f"CarliniWagnerLinf: variant must be bounded or carlini, got {self.variant!r}")
 
@@ -231,7 +231,7 @@ class CarliniWagnerL0(Attack):
     minimal_norm = True
 
     def __post_init__(self) -> None:
-        _check("CarliniWagnerL0", self.c, self.learning_rate, self.steps, self.objective, self.confidence)
+        check_descent("CarliniWagnerL0", self.c, self.learning_rate, self.steps, self.objective, self.confidence)
         if not 0 <= self.share < 1:
             raise ValueError(f"CarliniWagnerL0: share must be at least 0 and less than 1, got {self.share:g}")
 
@@ -413,14 +413,3 @@ def _excess(delta: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     size, over = norm("linf").size(delta), delta.abs().sub_(rows(threshold))
     slope = delta.sign_().mul_(over > 0)
     return size, over.relu_().flatten(1).sum(1), slope
-
-
-def _check(name: str, c: float, learning_rate: float, steps: int, loss: str, confidence: float) -> None:
-    if loss not in ("f1", "f2", "f3", "f4", "f5", "f6", "f7"):
-        raise ValueError(f"{name}: objective must be one of f1 to f7, got {loss!r}")
-    objective(loss, name, confidence)
-    for field, value in (("c", c), ("learning_rate", learning_rate)):
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name}: {field} must be greater than 0, got {value:g}")
-    if steps < 1:
-        raise ValueError(f"{name}: steps must be at least 1, got {steps}")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_adv.attacks.attack import Attack, Problem
-from lit_adv.attacks.nearest import Nearest, search_constant
+from lit_adv.attacks.nearest import Nearest, check_descent, search_constant
 from lit_adv.attacks.norms import rows
 from lit_adv.attacks.objectives import CarliniWagnerName, Objective, objective
 
@@ -56,16 +56,9 @@ class EAD(Attack):
     minimal_norm = True
 
     def __post_init__(self) -> None:
-        if self.objective not in ("f1", "f2", "f3", "f4", "f5", "f6", "f7"):
-            raise ValueError(f"EAD: objective must be one of f1 to f7, got {self.objective!r}")
-        objective(self.objective, "EAD", self.confidence)
-        for field, value in (("c", self.c), ("learning_rate", self.learning_rate)):
-            if not 0 < value < math.inf:
-                raise ValueError(f"EAD: {field} must be greater than 0, got {value:g}")
+        check_descent("EAD", self.c, self.learning_rate, self.steps, self.objective, self.confidence)
         if not 0 <= self.beta < math.inf:
             raise ValueError(f"EAD: beta must be at least 0, got {self.beta:g}")
-        if self.steps < 1:
-            raise ValueError(f"EAD: steps must be at least 1, got {self.steps}")
         if self.search_steps < 0:
             raise ValueError(f"EAD: search_steps must be at least 0, got {self.search_steps}")
         if self.rule not in ("en", "l1"):

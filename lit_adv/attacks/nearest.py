@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_adv.attacks.attack import Problem
 from lit_adv.attacks.norms import rows
-from lit_adv.attacks.objectives import margin
+from lit_adv.attacks.objectives import margin, objective
 
 
 class Nearest:
@@ -77,6 +77,18 @@ def search_constant(c: Tensor, tries: int, attempt: Callable[[Tensor], Tensor]) 
         high = torch.where(found, torch.minimum(high, c), high)
         low = torch.where(found, low, torch.maximum(low, c))
         c = torch.where(high < math.inf, (low + high) / 2, c * 10)
+
+
+def check_descent(name: str, c: float, learning_rate: float, steps: int, loss: str, confidence: float) -> None:
+    """Raises ValueError unless these are fields of a descent on ``size + c f``, with f one of Carlini and Wagner's."""
+    if loss not in ("f1", "f2", "f3", "f4", "f5", "f6", "f7"):
+        raise ValueError(f"{name}: objective must be one of f1 to f7, got {loss!r}")
+    objective(loss, name, confidence)
+    for field, value in (("c", c), ("learning_rate", learning_rate)):
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name}: {field} must be greater than 0, got {value:g}")
+    if steps < 1:
+        raise ValueError(f"{name}: steps must be at least 1, got {steps}")
 
 
 def cosine(start: float, end: float, step: int, steps: int) -> float:

@@ -60,8 +60,7 @@ class AttackRecognizer(nn.Module):
             self.trunk = nn.Sequential(
                 # a perturbation is a hundredth of the image beside it: without a common scale it is learnt last
                 nn.BatchNorm2d(in_channels),
-                _FullPrecision(in_channels, 32, 3, padding=1, bias=False),
-                *_layer(in_channels, 32)[1:],
+                *_layer(in_channels, 32, kind=_FullPrecision),
                 *_layer(32, 32),
                 *_layer(32, 64, stride=2),
                 *_layer(64, 64),
@@ -107,8 +106,8 @@ class _FullPrecision(nn.Conv2d):
             return super().forward(input.to(self.weight.dtype))
 
 
-def _layer(in_channels: int, channels: int, stride: int = 1) -> list[nn.Module]:
-    conv = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
+def _layer(in_channels: int, channels: int, stride: int = 1, kind: type[nn.Conv2d] = nn.Conv2d) -> list[nn.Module]:
+    conv = kind(in_channels, channels, 3, stride, padding=1, bias=False)
     return [conv, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
 
 

@@ -73,5 +73,24 @@ def linear():
     return make
 
 
+@pytest.fixture(scope="session")
+def make_smooth():
+    """make_smooth(channels, scale): a small float64 network without kinks for images of 6 x 6, with four classes."""
+
+    def make(channels, scale):
+        model = nn.Sequential(nn.Conv2d(channels, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(64, 4)).double()
+        generator = _generator(1)
+        for p in model.parameters():
+            p.data = scale * torch.randn(p.shape, dtype=torch.float64, generator=generator)
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def smooth(make_smooth):
+    return make_smooth(1, 0.6)
+
+
 def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)

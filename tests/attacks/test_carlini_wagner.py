@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from lit_adv.attacks import CarliniWagnerL0, CarliniWagnerL2, CarliniWagnerLinf, Mask
 
@@ -34,16 +33,6 @@ def distance(model, x, order):
     w = model.weight[1] - model.weight[0]
     f = x.flatten(1) @ w + model.bias[1] - model.bias[0]
     return (f.abs() / torch.linalg.vector_norm(w, ord=order)).detach()
-
-
-@pytest.fixture(scope="module")
-def smooth():
-    """A small network without kinks, in float64."""
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(64, 4)).double()
-    generator = torch.Generator().manual_seed(1)
-    for p in model.parameters():
-        p.data = 0.6 * torch.randn(p.shape, dtype=torch.float64, generator=generator)
-    return model
 
 
 @few

@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from lit_adv.attacks import EAD, Mask
 
@@ -17,15 +16,6 @@ seeds = st.integers(0, 10**6)
 def predict(model, x):
     with torch.no_grad():
         return model(x).argmax(1)
-
-
-@pytest.fixture(scope="module")
-def smooth():
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(64, 4)).double()
-    generator = torch.Generator().manual_seed(1)
-    for p in model.parameters():
-        p.data = 0.6 * torch.randn(p.shape, dtype=torch.float64, generator=generator)
-    return model
 
 
 def elastic(delta, beta):

@@ -31,12 +31,8 @@ def distance(model, x, y, order):
 
 
 @pytest.fixture(scope="module")
-def smooth():
-    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(64, 4)).double()
-    generator = torch.Generator().manual_seed(1)
-    for p in model.parameters():
-        p.data = 0.5 * torch.randn(p.shape, dtype=torch.float64, generator=generator)
-    return model
+def smooth(make_smooth):
+    return make_smooth(2, 0.5)
 
 
 @few

@@ -21,15 +21,6 @@ def predict(model, x):
         return model(x).argmax(1)
 
 
-@pytest.fixture(scope="module")
-def smooth():
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(64, 4)).double()
-    generator = torch.Generator().manual_seed(1)
-    for p in model.parameters():
-        p.data = 0.6 * torch.randn(p.shape, dtype=torch.float64, generator=generator)
-    return model
-
-
 class Recording(nn.Module):
     """Keeps what went through the model: (logits, images) of every pass."""
 
