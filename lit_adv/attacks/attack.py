@@ -9,7 +9,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from lit_adv.attacks.norms import Norm, norm
 from lit_adv.attacks.objectives import Objective, margin
 from lit_adv.attacks.randomness import Draws, row_seeds
 from lit_adv.attacks.regions import Region
+
+
+Mode = Literal["eval", "keep"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,6 +324,7 @@ class Attack(ABC):
         targets: Tensor | None = None,
         region: Region | None = None,
         seed: int | Tensor | None = None,
+        mode: Mode = "eval",
     ) -> Tensor:
         """Adversarial versions of ``images``.
 
@@ -331,6 +335,9 @@ class Attack(ABC):
             targets: ``(B,)`` int64, the classes to reach; the attack is targeted where they are given.
             region: The only pixels that may change; all of them without one.
             seed: An int, a ``(B,)`` int64 tensor of one seed an image, or None for fresh random numbers.
+            mode: ``eval`` puts every module into eval mode meanwhile; ``keep`` leaves each in its own, as some
+                adversarial training does. What a module in train mode writes into its buffers is undone, but an image's
+                result then depends on its batch, and nothing is folded.
 
         Returns:
             ``(B, C, H, W)`` with the dtype and device of ``images``. Where the attack fails: its last iterate if it has
@@ -338,9 +345,9 @@ class Attack(ABC):
 
         Raises:
             ValueError: Images outside [0, 1], not finite or not floating point, labels or targets of another shape or
-                not a class of the model, logits of another shape.
+                not a class of the model, logits of another shape, a mode that is none of the two.
         """
-        return self._attack(model, images, labels, targets, region, seed)[0]
+        return self._attack(model, images, labels, targets, region, seed, mode)[0]
 
     def run(
         self,
@@ -351,6 +358,7 @@ class Attack(ABC):
         targets: Tensor | None = None,
         region: Region | None = None,
         seed: int | Tensor | None = None,
+        mode: Mode = "eval",
         max_queries: int | None = None,
         max_seconds: float | None = None,
         progress: bool = False,
@@ -364,6 +372,7 @@ class Attack(ABC):
             targets: See the call.
             region: See the call.
             seed: See the call.
+            mode: See the call; the re-check is made in it too.
             max_queries: Most forward passes an image may take; the call ends before the first that is too many for any
                 image of the batch, with what has been found by then.
             max_seconds: Ends the call at the first pass after this time.
@@ -373,11 +382,11 @@ class Attack(ABC):
             if limit is not None and not limit > 0:
                 raise ValueError(f"{type(self).__name__}: {field} must be greater than 0, got {limit!r}")
         limits = max_queries, max_seconds, progress
-        adversarial, counts = self._attack(model, images, labels, targets, region, seed, *limits)
+        adversarial, counts = self._attack(model, images, labels, targets, region, seed, mode, *limits)
         goal = (labels if targets is None else targets).to(images.device)
         logits = adversarial.new_zeros(0, 0)
         if len(images):
-            with _untouched(model) as inner, torch.no_grad():
+            with _untouched(model, mode) as inner, torch.no_grad():
                 logits = _call(inner, adversarial).clone()
         success = reached(logits, goal, targets is not None) if len(images) else goal.bool()
         delta = (adversarial.double() - images.double()).flatten(2)
@@ -474,14 +483,17 @@ class Attack(ABC):
         targets: Tensor | None,
         region: Region | None,
         seed: int | Tensor | None,
+        mode: Mode = "eval",
         max_queries: int | None = None,
         max_seconds: float | None = None,
         progress: bool = False,
     ) -> tuple[Tensor, Tensor]:
         name = type(self).__name__
         _check_shapes(name, images, labels, targets)
+        if mode not in ("eval", "keep"):
+            raise ValueError(f"{name}: mode must be eval or keep, got {mode!r}")
         with contextlib.ExitStack() as stack:
-            inner = stack.enter_context(_untouched(model))
+            inner = stack.enter_context(_untouched(model, mode))
             # for models that draw random numbers, as none of the attacks does
             stack.enter_context(torch.random.fork_rng(devices=[images.device] if images.is_cuda else []))
             # clones: a tensor made in inference mode cannot enter autograd
@@ -502,8 +514,10 @@ class Attack(ABC):
             problem = Problem(
                 inner, x, goal, targets is not None, mask, Draws(seeds), owner=name, labels=labels, meter=meter
             )
-            if self._folds(problem):
+            if self._folds(problem) and not _trains(inner):
                 problem.fold(required=bool(self.fold))
+            elif self.fold:
+                raise ValueError(f"{name}: fold must be False or None for a model in train mode, got True")
             try:
                 crafted = self._solve(problem)
                 if self.minimal_norm and problem.folded:
@@ -575,14 +589,17 @@ def mix_seeds(seeds: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def _untouched(model: nn.Module) -> Iterator[nn.Module]:
-    """The module to call, in eval mode and with autograd on; module flags are as before afterwards."""
+def _untouched(model: nn.Module, mode: Mode = "eval") -> Iterator[nn.Module]:
+    """The module to call, in ``mode`` and with autograd on; module flags and buffers are as before afterwards."""
     inner = model
     while isinstance(inner, nn.parallel.DistributedDataParallel | nn.DataParallel):
         inner = inner.module
     modules = list(inner.modules()) if isinstance(inner, nn.Module) else []
     # most models come in eval mode, and setting a module's attribute takes its time
     trained = [module for module in modules if module.training]
+    # modules in train mode write to their buffers: they get copies of them
+    buffers = [dict(module._buffers) for module in modules] if trained and mode == "keep" else []
+    trained = [] if mode == "keep" else trained
     # inside a larger model a wrapper has to be called, and would broadcast its buffers
     wrappers = [module for module in modules if isinstance(module, nn.parallel.DistributedDataParallel)]
     synced = [(wrapper.require_forward_param_sync, wrapper.require_backward_grad_sync) for wrapper in wrappers]
@@ -593,12 +610,24 @@ def _untouched(model: nn.Module) -> Iterator[nn.Module]:
         for wrapper in wrappers:
             wrapper.require_forward_param_sync = wrapper.require_backward_grad_sync = False
         with torch.inference_mode(False), torch.enable_grad():
+            copies: dict[int, Tensor | None] = {}
+            for module, own in zip(modules, buffers, strict=False):
+                for name, buffer in own.items():
+                    if id(buffer) not in copies:
+                        copies[id(buffer)] = None if buffer is None else buffer.clone()
+                    module._buffers[name] = copies[id(buffer)]
             yield inner
     finally:
         for module in trained:
             module.training = True
+        for module, own in zip(modules, buffers, strict=False):
+            module._buffers.update(own)
         for wrapper, (forward, backward) in zip(wrappers, synced, strict=True):
             wrapper.require_forward_param_sync, wrapper.require_backward_grad_sync = forward, backward
+
+
+def _trains(model: Any) -> bool:
+    return isinstance(model, nn.Module) and any(module.training for module in model.modules())
 
 
 def _call(model: Any, x: Tensor) -> Any:

@@ -37,7 +37,7 @@ class FMN(Attack):
     steps: int = 100
     step_size: float = 1.0
     gamma: float = 0.05
-    gamma_end: float = 1e-4
+    gamma_end: float = 1e-3
     fold: bool | None = None
 
     minimal_norm = True

@@ -15,7 +15,7 @@ from lit_adv.attacks.norms import norm
 from lit_adv.attacks.objectives import objective
 from lit_adv.attacks.randomness import Draws, row_seeds
 
-quick = settings(max_examples=10, deadline=None, derandomize=True)
+quick = settings(max_examples=10)
 seeds = st.integers(0, 10**6)
 EPS = {"linf": 0.06, "l2": 0.5, "l1": 4.0}
 every_norm = pytest.mark.parametrize("name", EPS)

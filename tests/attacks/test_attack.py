@@ -275,6 +275,44 @@ def test_model_is_in_eval_mode_during_the_call(attack, case):
     assert torch.equal(attack(mixed(model), x, y, seed=1), expected)
 
 
+@each({name: attack for name, attack in ALL.items() if type(attack).__name__ not in PEERS})
+@pytest.mark.parametrize("how", ["call", "run"])
+def test_modes_can_be_kept(attack, how, case):
+    model, x, y = case
+    attack = dataclasses.replace(attack, fold=None) if getattr(attack, "fold", False) is not False else attack
+    mixed(model)
+    model.bn.train()
+    seen = []
+    handle = model.conv.register_forward_hook(lambda *_: seen.append([m.training for m in model.modules()]))
+    loss = nn.functional.cross_entropy(model(x), y)  # its graph holds buffers, which must not be written to
+    before = state(model)
+    (attack if how == "call" else attack.run)(model, x, y, seed=1, mode="keep")
+    assert_same_state(before, state(model))
+    assert all(training == before["training"] for training in seen)
+    loss.backward()
+    handle.remove()
+
+
+def test_kept_modes_change_the_answer_and_are_not_folded(case):
+    model, x, y = case
+    attack = PGD(steps=3, random_start=False)
+    assert torch.equal(attack(model, x, y, mode="keep"), attack(model, x, y))  # all in eval mode
+    model.train()
+    model.drop.eval()
+    kept = attack(model, x, y, mode="keep")
+    assert not torch.equal(kept, attack(model, x, y))
+    z = x.clone()
+    for _ in range(3):  # the same steps by hand, with the statistics of the batch
+        z.requires_grad_()
+        (slope,) = torch.autograd.grad(nn.functional.cross_entropy(model(z), y, reduction="sum"), z)
+        z = (x + (z.detach() + attack.step_size * slope.sign() - x).clamp(-attack.eps, attack.eps)).clamp(0, 1)
+    torch.testing.assert_close(kept, z)
+    with pytest.raises(ValueError, match="PGD: fold must be False or None for a model in train mode"):
+        PGD(fold=True)(model, x, y, mode="keep")
+    with pytest.raises(ValueError, match="PGD: mode must be eval or keep, got 'train'"):
+        attack(model, x, y, mode="train")
+
+
 @each(SIGHTED)
 def test_everything_is_restored_after_an_exception_in_the_model(attack, case):
     inner, x, y = case

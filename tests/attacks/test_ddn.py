@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lit_adv.attacks import DDN, Mask
 
-few = settings(max_examples=6, deadline=None, derandomize=True)
+few = settings(max_examples=6)
 seeds = st.integers(0, 10**6)
 
 

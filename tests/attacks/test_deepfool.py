@@ -11,7 +11,7 @@ from torch import nn
 
 from lit_adv.attacks import DeepFool, Mask
 
-quick = settings(max_examples=15, deadline=None, derandomize=True)
+quick = settings(max_examples=15)
 seeds = st.integers(0, 10**6)
 
 

@@ -14,7 +14,7 @@ from lit_adv.attacks import FAB, DeepFool, Mask
 from lit_adv.attacks.fab import to_plane
 from lit_adv.attacks.norms import norm
 
-quick = settings(max_examples=8, deadline=None, derandomize=True)
+quick = settings(max_examples=8)
 seeds = st.integers(0, 10**6)
 DUAL = {"linf": 1, "l2": 2, "l1": np.inf}
 ORDER = {"linf": np.inf, "l2": 2, "l1": 1}

@@ -11,7 +11,7 @@ from torch import nn
 
 from lit_adv.attacks import FMN, Mask
 
-few = settings(max_examples=5, deadline=None, derandomize=True)
+few = settings(max_examples=5)
 seeds = st.integers(0, 10**6)
 DUAL = {"linf": 1, "l2": 2, "l1": math.inf}
 
@@ -203,7 +203,7 @@ def test_two_steps_end_just_beyond_the_linear_boundary(linear):
         result = FMN(norm=norm, steps=2, step_size=100.0).run(model, x, y)
         assert bool(result.success.all())
         if norm == "l2":
-            torch.testing.assert_close(result.norms[norm], known * (1 + 1e-4), rtol=1e-9, atol=0)
+            torch.testing.assert_close(result.norms[norm], known * (1 + 1e-3), rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize(

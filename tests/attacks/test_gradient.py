@@ -14,7 +14,7 @@ from torch import nn
 from lit_adv.attacks import BIM, FGM, FGSM, FGVM, ILLC, MIFGSM, PGD, Mask, RandFGSM, RandomPixels
 from lit_adv.attacks.gradient import iteration_rule
 
-quick = settings(max_examples=15, deadline=None, derandomize=True)
+quick = settings(max_examples=15)
 seeds = st.integers(0, 10**6)
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from lit_adv.attacks import JSMA, Mask, jsma
 
-quick = settings(max_examples=40, deadline=None, derandomize=True)
+quick = settings(max_examples=40)
 
 
 def predict(model, x):

@@ -14,7 +14,7 @@ from lit_adv.attacks import FGM, PGD, Mask, RandomNoise, SemiRandomNoise
 from lit_adv.attacks.noise import _stretch
 from lit_adv.attacks.norms import norm
 
-quick = settings(max_examples=25, deadline=None, derandomize=True)
+quick = settings(max_examples=25)
 seeds = st.integers(0, 10**6)
 BLIND = nn.Sequential(nn.Flatten(), nn.LazyLinear(2))  # never called
 

@@ -14,7 +14,7 @@ from scipy.stats import kstest
 from lit_adv.attacks.norms import norm, over_l1
 from lit_adv.attacks.randomness import Draws
 
-quick = settings(max_examples=40, deadline=None, derandomize=True)
+quick = settings(max_examples=40)
 names = st.sampled_from(["linf", "l2"])
 seeds = st.integers(0, 10**6)
 radii = st.floats(1e-3, 2)

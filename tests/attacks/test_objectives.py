@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lit_adv.attacks.objectives import margin, objective
 
-quick = settings(max_examples=60, deadline=None, derandomize=True)
+quick = settings(max_examples=60)
 logit = st.floats(-30, 30)
 rows = st.integers(2, 7).flatmap(
     lambda classes: st.tuples(st.lists(logit, min_size=classes, max_size=classes), st.integers(0, classes - 1))

@@ -11,7 +11,7 @@ from torch import nn
 from lit_adv.attacks import Frame, Mask, OnePixel, RandomPatch, RandomPixels, onepixel
 from lit_adv.attacks.randomness import Draws
 
-quick = settings(max_examples=15, deadline=None, derandomize=True)
+quick = settings(max_examples=15)
 
 
 def predict(model, x):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from lit_adv.attacks.places import nearest_allowed
 
-quick = settings(max_examples=25, deadline=None, derandomize=True)
+quick = settings(max_examples=25)
 
 
 @quick

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lit_adv.attacks import PGD, Radius
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50)
 @given(value=st.floats(-1e6, 1e6))
 def test_numbers_are_kept(value):
     assert Radius(value) == value

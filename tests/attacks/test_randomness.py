@@ -9,7 +9,7 @@ from scipy.stats import chisquare, kstest
 
 from lit_adv.attacks.randomness import Draws, checksum, mix, mix_int, row_seeds
 
-quick = settings(max_examples=50, deadline=None, derandomize=True)
+quick = settings(max_examples=50)
 GOLDEN, MASK = 0x9E3779B97F4A7C15, (1 << 64) - 1
 
 

@@ -9,7 +9,7 @@ from scipy.stats import chisquare
 from lit_adv.attacks import Center, Frame, Mask, RandomPatch, RandomPixels
 from lit_adv.attacks.regions import Region
 
-quick = settings(max_examples=40, deadline=None, derandomize=True)
+quick = settings(max_examples=40)
 sides = st.integers(1, 40)
 
 

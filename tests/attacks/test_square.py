@@ -12,7 +12,7 @@ from lit_adv.attacks import PGD, Center, Frame, Mask, RandomPatch, Square, squar
 from lit_adv.attacks.attack import Problem
 from lit_adv.attacks.randomness import Draws
 
-quick = settings(max_examples=15, deadline=None, derandomize=True)
+quick = settings(max_examples=15)
 
 
 def predict(model, x):

@@ -11,7 +11,7 @@ from lit_adv.attacks import ssim_ball
 from lit_adv.attacks.ssim_ball import SSIMBall, farthest, similarities
 from lit_adv.attacks.ssim_cvxpy import farthest_by_cvxpy
 
-few = settings(max_examples=8, deadline=None, derandomize=True)
+few = settings(max_examples=8)
 seeds = st.integers(0, 10**6)
 bounds1 = st.sampled_from([0.0, 0.02, 0.05, 0.3])
 bounds2 = st.sampled_from([0.005, 0.05, 0.11, 0.5])

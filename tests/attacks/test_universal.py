@@ -170,7 +170,7 @@ def test_region(case):
     assert bool((drawn.perturbation != 0).all(0).any())
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=15)
 @given(
     norm=st.sampled_from(["linf", "l2"]),
     eps=st.floats(0, 1),

@@ -27,7 +27,7 @@ def shuffled(count, batch_size, ranks=1, rank=0, epoch=0, seed=0):
     return batches
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(st.integers(1, 60), st.integers(1, 16), st.integers(0, 3))
 def test_one_epoch_shows_every_index_once(count, batch_size, epoch):
     batches = shuffled(count, batch_size, epoch=epoch)
@@ -36,7 +36,7 @@ def test_one_epoch_shows_every_index_once(count, batch_size, epoch):
     assert sorted(flat(plan)) == list(range(count))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(st.integers(4, 60), st.integers(1, 8), st.sampled_from([2, 4]))
 def test_ranks_share_the_batches_of_one_process(count, batch_size, ranks):
     whole = list(shuffled(count, batch_size * ranks))
@@ -52,7 +52,7 @@ def test_epochs_and_seeds_differ_and_repeat():
     assert list(shuffled(50, 10, seed=1)) != list(shuffled(50, 10, seed=2))
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80)
 @given(st.integers(1, 70), st.integers(1, 9), st.integers(1, 5))
 def test_evaluation_deals_each_key_once_and_as_many_batches_to_each_rank(count, batch_size, ranks):
     if count < ranks:

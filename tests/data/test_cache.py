@@ -56,7 +56,7 @@ def test_another_key_shape_or_precision_has_its_own_folder(tmp_path, other):
     assert cache(tmp_path).folder != cache(tmp_path, **other).folder
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), file=st.sampled_from(["images.bin", "rows.bin"]))
 def test_any_flipped_bit_is_a_miss_or_padding(tmp_path_factory, where, bit, file):
     folder = tmp_path_factory.mktemp("cache")

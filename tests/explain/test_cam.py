@@ -74,7 +74,7 @@ def loop(model, image, label, normalise, plus_plus):
 
 
 @given(st.integers(0, 10_000), st.integers(1, 13), st.integers(1, 13), st.booleans())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_equals_a_loop(seed, height, width, normalise):
     model, x = Net(seed).double().eval(), images(2, max(height, 2), max(width, 2), seed)
     labels = torch.tensor([seed % 4, (seed + 1) % 4])

@@ -139,7 +139,7 @@ def test_only_other_weights_change_nothing_in_the_filters():
 
 
 @METHODS
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(order=st.permutations(range(5)), other=st.floats(0, 1))
 def test_each_image_by_itself(method, order, other):
     model = Net().double()

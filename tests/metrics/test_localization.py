@@ -59,7 +59,7 @@ def direct(ssim, cam, thresholds, channel, cam_threshold=0.75):
     st.sampled_from(["skip", "zero"]),
     st.sampled_from([None, 4, 100]),
 )
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_one_pass_equals_each_threshold(seed, count, channels, size, steps, channel, undefined, levels):
     ssim, cam = maps(count, channels, *size, seed, levels)
     thresholds = sorted(step / 100 for step in steps)
@@ -81,7 +81,7 @@ def test_one_pass_equals_each_threshold(seed, count, channels, size, steps, chan
 
 
 @given(st.integers(0, 10_000), st.sampled_from([None, 4]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_bounds_and_order(seed, levels):
     ssim, cam = maps(5, 3, 6, 7, seed, levels)
     found = localization_scores(ssim, cam)

@@ -19,7 +19,7 @@ PAPER = dict(zip(CLASSES, [1, 12, 4, 8, 12, 24], strict=True))
     st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=60),
     st.integers(1, 7),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_equals_scikit_learn_whatever_the_batches(pairs: list[tuple[int, int]], batch: int) -> None:
     true, recognised = np.array(pairs).T
     metric = RecognitionAccuracy(CLASSES, weights=PAPER)

@@ -12,7 +12,7 @@ ROW = st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 2), st.inte
 
 
 @given(st.lists(ROW, max_size=40), st.integers(1, 6))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_counts_equal_a_loop(rows: list[tuple[int, ...]], batch: int) -> None:
     expected = np.zeros((2, 4, 3), dtype=int)
     for before, after, label, attack, victim in rows:

@@ -32,7 +32,7 @@ def together(metrics):
     return merged
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(cuts=st.lists(st.integers(0, 7), max_size=3), offset=st.sampled_from([0.0, 1e6]))
 def test_statistics_are_those_of_numpy_however_the_images_are_dealt(cuts, offset):
     values = rows() + offset

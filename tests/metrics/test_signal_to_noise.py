@@ -12,7 +12,7 @@ from lit_adv.metrics import MeanPSNR, psnr
 
 
 @given(st.integers(0, 1000), st.floats(1e-6, 1), st.sampled_from([1, 3]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_equals_scikit_image(seed, size, channels):
     generator = torch.Generator().manual_seed(seed)
     x, y = torch.rand(2, 3, channels, 5, 7, generator=generator)

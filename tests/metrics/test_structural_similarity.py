@@ -18,7 +18,7 @@ def images(count, channels, height, width, seed=0, dtype=torch.float64):
 
 
 @given(st.integers(11, 24), st.integers(11, 24), st.sampled_from([1, 3]), st.floats(0, 0.5), st.sampled_from([32, 64]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_equals_scikit_image_in_the_interior(height, width, channels, size, bits):
     x = images(2, channels, height, width, seed=height, dtype=torch.float32 if bits == 32 else torch.float64)
     y = (x + size * (images(2, channels, height, width, seed=1).to(x) - 0.5)).clamp(0, 1)

@@ -112,7 +112,7 @@ def test_the_paper_s_weights_and_each_ablation():
         assert torch.equal(found["loss"], expected)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20)
 @given(st.floats(-0.5, 0.5), st.integers(1, 4))
 def test_reconstruction_is_a_sum_over_pixels(shift, scale):
     made = task()
