@@ -22,7 +22,6 @@ from lit_adv.attacks.objectives import Objective, margin
 from lit_adv.attacks.randomness import Draws, row_seeds
 from lit_adv.attacks.regions import Region
 
-
 Mode = Literal["eval", "keep"]
 
 
@@ -257,9 +256,15 @@ class Problem:
 
     def anew(self, chosen: Tensor) -> Problem:
         """The problem for the rows ``chosen`` as it was at the start, for the model itself."""
-        part = self.take(chosen)
-        part._model = self._whole
+        part = self.take(chosen).itself()
         part.draws = Draws(part.draws.seeds)
+        return part
+
+    def itself(self) -> Problem:
+        """The same problem for the model itself, where a snapshot is called in its place."""
+        part = object.__new__(type(self))
+        part.__dict__.update(self.__dict__)
+        part._model = self._whole
         return part
 
     def check(self) -> None:

@@ -99,7 +99,8 @@ class AutoAttack(Attack):
         return 1 + forwards, sum(found[1] for found in passes if found is not None)
 
     def _craft(self, problem: Problem) -> Tensor:
-        robust = ~problem.succeeded(problem.logits(problem.x))
+        # what is robust the model itself decides: an image on the boundary may fool its folded snapshot alone
+        robust = ~problem.succeeded(problem.itself().logits(problem.x))
         result, nearest = problem.x.clone(), torch.full_like(problem.x[:, 0, 0, 0], torch.inf)
         for number, part in enumerate(self.parts, 1):
             left = robust.nonzero()[:, 0]
@@ -108,7 +109,7 @@ class AutoAttack(Attack):
             rest = problem.take(left)
             rest.draws = Draws(rest.draws.seeds, number << 32)  # far from the other parts' numbers
             crafted = part._solve(rest)
-            logits = rest.logits(crafted)
+            logits = rest.itself().logits(crafted)
             hit = rest.succeeded(logits)
             distance = torch.where(hit, -torch.inf, margin(logits, rest.classes, rest.targeted))
             closer = distance < nearest[left]

@@ -54,7 +54,7 @@ class Draws:
         for side in shape:
             count *= side
         elements = torch.arange(1, count + 1, device=self.seeds.device) * _GOLDEN
-        return mix(streams[:, None] + elements).view(len(self.seeds), *shape)
+        return _mix_(streams[:, None] + elements).view(len(self.seeds), *shape)
 
 
 def row_seeds(images: Tensor, seed: int | Tensor | None) -> Tensor:
@@ -86,14 +86,12 @@ def checksum(images: Tensor) -> Tensor:
     # adding zero makes -0.0 and 0.0 the same pixel
     bits = (images.detach().float().flatten(1) + 0.0).contiguous().view(torch.int32).to(torch.int64)
     places = torch.arange(1, bits.shape[1] + 1, device=bits.device) * _GOLDEN
-    return mix(bits + places).sum(1)
+    return _mix_(bits.add_(places)).sum(1)
 
 
 def mix(words: Tensor) -> Tensor:
     """SplitMix64's finaliser on int64 words: every input bit moves every output bit."""
-    words = (words ^ _shift(words, 30)) * _FIRST
-    words = (words ^ _shift(words, 27)) * _SECOND
-    return words ^ _shift(words, 31)
+    return _mix_(words.clone())
 
 
 def mix_int(*numbers: int) -> int:
@@ -104,12 +102,20 @@ def mix_int(*numbers: int) -> int:
     return int(word)
 
 
+def _mix_(words: Tensor) -> Tensor:
+    # in place: for the numbers of a whole batch of images, new memory costs more than the arithmetic
+    words.bitwise_xor_(_shift(words, 30)).mul_(_FIRST)
+    words.bitwise_xor_(_shift(words, 27)).mul_(_SECOND)
+    return words.bitwise_xor_(_shift(words, 31))
+
+
 def _shift(words: Tensor, places: int) -> Tensor:
-    return words >> places & ((1 << (64 - places)) - 1)  # int64 shifts keep the sign, the hash needs them not to
+    # int64 shifts keep the sign, the hash needs them not to
+    return (words >> places).bitwise_and_((1 << (64 - places)) - 1)
 
 
 def _unit(words: Tensor) -> Tensor:
-    return _shift(words, 40).to(torch.float32) * 2.0**-24
+    return _shift(words, 40).to(torch.float32).mul_(2.0**-24)
 
 
 def _wrap(number: int) -> int:

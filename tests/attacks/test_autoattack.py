@@ -1,10 +1,13 @@
 """AutoAttack: its robust set is the intersection of its parts', for any number of classes and any shape."""
 
+import copy
+
 import pytest
 import torch
 
 from lit_adv.attacks import APGD, FAB, AutoAttack, Center, Square
 from lit_adv.attacks.attack import Attack
+from lit_adv.attacks.folding import folded
 
 EPS = {"linf": 0.02, "l2": 0.15, "l1": 0.6}
 every_norm = pytest.mark.parametrize("name", EPS)
@@ -58,6 +61,31 @@ def test_robust_set_is_the_intersection_of_the_parts(name, version, watched, net
         torch.testing.assert_close(result.images[i : i + 1], image, atol=1e-6, rtol=0)
     streams = [draws.draw for *_, draws in watched]
     assert len({draw >> 32 for draw in streams}) == len(watched)
+
+
+def test_the_model_itself_says_what_is_robust_not_its_snapshot(watched, net, pictures, monkeypatch):
+    model, x = net(), pictures(16)
+    y = predict(model, x)
+
+    def shifted(network, image):
+        snapshot, agree, classes = folded(network, image)
+        snapshot.head = copy.deepcopy(snapshot.head)
+        snapshot.head.bias.data -= (
+            5 * torch.nn.functional.one_hot(y[:1], classes)[0]
+        )  # it takes no image for this class
+        return snapshot, agree, classes
+
+    monkeypatch.setattr("lit_adv.attacks.attack.folded", shifted)
+    y[:] = y[0]
+    x = x[predict(model, x) == y]
+    assert len(x) > 2
+    result = small("linf", fold=True).run(model, x, y[: len(x)], seed=1)
+    assert len(watched) == 4
+    left = torch.arange(len(x))
+    for _, given, crafted, _ in watched:
+        assert torch.equal(given, x[left])
+        left = left[predict(model, crafted) == y[left]]
+    assert 0 < len(left) == int((~result.success).sum())
 
 
 @every_norm
