@@ -149,6 +149,7 @@ def _task(options: argparse.Namespace) -> REDRL:
         feature_layer=layer or "relu3_3",
         feature_weights=None,
         weight_features=0.1 if options.features else 0.0,
+        compile=options.compile,
     )
 
 
@@ -201,6 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=4, help="epochs; the best counts")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--precision", default="32-true", choices=["32-true", "bf16-mixed", "16-mixed"])
+    parser.add_argument("--compile", action="store_true", help="G through torch.compile, alone as well")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--out", type=Path, default=None, help="folder for redrl_speed.csv")

@@ -1,6 +1,7 @@
 """REDRL: the invariants of its networks, losses and schedule, and that training touches nothing frozen."""
 
 import copy
+import types
 
 import pytest
 import pytorch_lightning as pl
@@ -223,6 +224,24 @@ def test_weight_decay_spares_biases(tmp_path):
     assert groups[1]["weight_decay"] == 0
     assert groups[0]["weight_decay"] == 5e-4
     assert len(groups[0]["params"]) + len(groups[1]["params"]) == len(list(made.parameters()))
+
+
+def test_the_optimiser_is_fused_but_where_a_scaled_loss_forbids_it(tmp_path):
+    made = task()
+    assert made.configure_optimizers()["optimizer"].defaults["fused"] is True
+    made._trainer = types.SimpleNamespace(precision="16-mixed")
+    assert made.configure_optimizers()["optimizer"].defaults["fused"] is False
+
+
+def test_a_compiled_g_answers_and_is_saved_alike():
+    plain, compiled = task(), task(compile=True)
+    assert plain.reconstructor._compiled_call_impl is None
+    assert compiled.reconstructor._compiled_call_impl is not None
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    compiled.load_state_dict(plain.state_dict())
+    images = batch().adversarial
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images).reconstructed, plain(images).reconstructed)
 
 
 @pytest.mark.parametrize("inference_mode", [True, False])
