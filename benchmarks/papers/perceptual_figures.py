@@ -92,7 +92,7 @@ def methods(lines: Mapping[str, Sequence[Point]], subject: Subject, make: Make, 
 def budget_grid(subject: Subject, eps1: Sequence[float] = (0, 0.1, 0.2, 0.4)) -> Figure:
     """Fig. 1: one image after one step of PGAP, for budgets of the mean and of the structure.
 
-    As in the paper without the box: with it, a step seldom gains by a mean far from the image's, and the rows are alike.
+    As in the paper without the box: with it, means far from the image's seldom gain, and rows are alike.
     """
     eps2 = (0.05, 0.1, 0.2, 0.4)
     clean, labels = subject.images[:1], subject.labels[:1]

@@ -59,7 +59,7 @@ def threshold_figure(
             axes.axvline(threshold, color="#9aa5b1", linewidth=0.9, linestyle=(0, (2, 2)), zorder=0)
         axes.set_xlabel("noise threshold (1 − SSIM)", fontsize=9)
         axes.set_ylabel(label, fontsize=10)
-        # the precision of noise that lies anywhere is the share of the pixels looked at: on the whole scale often one line
+        # precision is often near the share of the pixels looked at: on the whole scale one line
         top = 1.25 * top if 0 < top < 0.4 else 1.0
         axes.set_ylim(-0.03 * top, 1.03 * top)
     return figure
