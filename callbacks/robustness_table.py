@@ -14,6 +14,8 @@ from lit_adv.attacks import Attack, Region
 from lit_adv.evaluation import COLUMNS, Evaluation, attack_batch, check_attacks, pair
 from lit_adv.metrics import RobustAccuracy
 
+from .repeats import fresh_rows
+
 
 class RobustnessTable(pl.Callback):
     """Attacks every test image with every attack and tabulates clean, robust and worst-case accuracy.
@@ -65,7 +67,10 @@ class RobustnessTable(pl.Callback):
         if self.limit_batches is not None and batch_idx >= self.limit_batches:
             return
         images, labels = pair(f"RobustnessTable with {type(pl_module).__name__}", batch)
-        self._metric.update(*attack_batch(pl_module, images, labels, self.attacks, self.regions, self.seed))
+        fresh = slice(fresh_rows(trainer, len(images), batch_idx, dataloader_idx))
+        self._metric.update(
+            *attack_batch(pl_module, images[fresh], labels[fresh], self.attacks, self.regions, self.seed)
+        )
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.evaluation = Evaluation(**self._metric.compute())

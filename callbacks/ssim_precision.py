@@ -27,6 +27,7 @@ from lit_adv.metrics import FoolingRate, LocalizationScores, MeanPSNR, MeanSSIM,
 from lit_adv.plots import Localization, localization_figure, threshold_figure
 
 from .figures import log_figure
+from .repeats import fresh_rows
 from .results_table import setting_name
 
 
@@ -145,7 +146,8 @@ class SSIMPrecision(pl.Callback):
     ) -> None:
         if self.attacks is not None:
             first = batch_idx == 0 and trainer.is_global_zero
-            self._attack(pl_module, *pair(f"SSIMPrecision with {type(pl_module).__name__}", batch), first)
+            images, _ = pair(f"SSIMPrecision with {type(pl_module).__name__}", batch)
+            self._attack(pl_module, images[: fresh_rows(trainer, len(images), batch_idx, dataloader_idx)], first)
         else:
             self._score(trainer, pl_module, batch)
 
@@ -201,13 +203,15 @@ class SSIMPrecision(pl.Callback):
     def _several(self) -> bool:
         return len({victim for _, victim in self._meters}) > 1
 
-    def _attack(self, model: nn.Module, images: Tensor, labels: Tensor, first: bool) -> None:
-        """Runs the attacks on (images, labels)."""
+    def _attack(self, model: nn.Module, images: Tensor, first: bool) -> None:
+        """Runs the attacks on the images."""
         assert self.attacks is not None
-        before = predictions(model, images)
+        # the map before the attacks, since it may find no layer
+        before, cam = self._look(model, images)
         row = self.example if first and self.example < len(images) else None
         for key, attack in self.attacks.items():
-            self._measure((key, ""), model, images, attack(model, images, before, seed=self.seed), row)
+            crafted = attack(model, images, before, seed=self.seed)
+            self._measure((key, ""), model, images, crafted, before, cam, row)
 
     def _score(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> None:
         """Scores the adversarial images of an AdversarialBatch, grouped by variant."""
@@ -221,13 +225,25 @@ class SSIMPrecision(pl.Callback):
             kind, name = data.attack_classes[attack], data.victim_names[victim]
             key = setting_name(kind, data.settings[kind][setting]), name
             model = data.victim(name, pl_module.device)
-            self._measure(key, model, batch.clean[rows], batch.adversarial[rows], shown[0] if shown else None)
+            clean, adversarial = batch.clean[rows], batch.adversarial[rows]
+            self._measure(key, model, clean, adversarial, *self._look(model, clean), shown[0] if shown else None)
+
+    def _look(self, model: nn.Module, clean: Tensor) -> tuple[Tensor, Tensor]:
+        """Predictions of clean images and the activation maps of these."""
+        before = predictions(model, clean)
+        return before, _CAMS[self.cam](model, clean, before, layer=self.layer)
 
     def _measure(
-        self, name: tuple[str, str], model: nn.Module, clean: Tensor, adversarial: Tensor, example: int | None
+        self,
+        name: tuple[str, str],
+        model: nn.Module,
+        clean: Tensor,
+        adversarial: Tensor,
+        before: Tensor,
+        cam: Tensor,
+        example: int | None,
     ) -> None:
-        before, after = predictions(model, clean), predictions(model, adversarial)
-        cam = _CAMS[self.cam](model, clean, before, layer=self.layer)
+        after = predictions(model, adversarial)
         maps = ssim_map(clean, adversarial, self.window)
         meter = self._meters[name]
         meter.scores.update(maps, cam)
@@ -305,8 +321,9 @@ class _Meter(NamedTuple):
             "psnr": _plain(ratio["psnr"]),
             "identical": int(ratio["identical"]),
             "fooling_rate": _plain(self.fooling.compute()),
-            "curves": {name: _plain(curves[name]) for name in LocalizationScores.SCORES},
-            "counts": {name: counts.tolist() for name, counts in curves["counts"].items()},
+            # torchmetrics makes a number of a curve with one threshold
+            "curves": {name: _plain(curves[name].reshape(-1)) for name in LocalizationScores.SCORES},
+            "counts": {name: counts.reshape(-1).tolist() for name, counts in curves["counts"].items()},
         }
 
 

@@ -204,6 +204,39 @@ def test_curves_over_the_threshold() -> None:
     _legend_apart(figure)
 
 
+def test_a_score_far_below_1_has_a_scale_of_its_own() -> None:
+    curves = {"a": {"precision": [0.1, None], "recall": [0.1, 0.9]}, "b": {"precision": [0.12, 0.2], "recall": [0, 0]}}
+    figure = threshold_figure([0.1, 0.2], curves, scores={"precision": "precision", "recall": "recall"})
+    assert figure.axes[0].get_ylim() == pytest.approx((-0.0075, 0.2575))
+    assert figure.axes[1].get_ylim() == pytest.approx((-0.03, 1.03))
+    curves = {"a": {"precision": [None, None]}}
+    assert threshold_figure([0.1, 0.2], curves, scores={"precision": ""}).axes[0].get_ylim() == (-0.03, 1.03)
+
+
+@pytest.mark.parametrize(
+    ("ssim", "marks"),
+    [
+        ([0.3, 0.95, 0.99985], ["0.9", "0.99", "0.999"]),
+        ([0.5, 0.9999], ["0.9", "0.99", "0.999", "0.9999"]),
+        ([-0.2, 0.8], ["0", "0.5", "0.8"]),
+        ([1.0, 0.9], ["0.9", "0.99", "0.999", "0.9999", "0.99999", "0.999999"]),
+        ([0.997, 0.997], []),
+    ],
+)
+def test_ssim_is_spread_near_1(ssim, marks) -> None:
+    curves = {"pgd": {"fooling_rate": [0] * len(ssim), "ssim": ssim, "psnr": ssim}}
+    figure = quality_figure(curves, ssim=0.998)
+    _pixels(figure)
+    axes = figure.axes[0]
+    places = axes.transData.transform([(0, value) for value in (0.9, 0.99, 0.999)])[:, 1]
+    assert places[2] - places[1] == pytest.approx(places[1] - places[0])
+    low, high = axes.get_ylim()
+    assert low < min(ssim) <= min(max(ssim), 1 - 1e-6) < high
+    shown = [text.get_text() for text in axes.get_yticklabels()]
+    assert set(marks) <= set(shown)
+    assert len(shown) <= 8
+
+
 def test_quality_and_budget_against_the_fooling_rate() -> None:
     curves = {"pgd": {"fooling_rate": [0, 1], "ssim": [1, 0.9], "psnr": [60, 30]}}
     figure = quality_figure(curves, ssim=0.95, psnr=40)

@@ -291,7 +291,7 @@ class _Clipped(NamedTuple):
 
     def bisect(self) -> Tensor:
         """The optimal points where the active set does not settle: the length grows with t, the mean with the shift."""
-        vertex = self._vertex()
+        limit = self._limit()
         lower = torch.zeros_like(self.radius)
         upper = self.radius / _dot(self.g, self.g).sqrt()
         for _ in range(64):
@@ -310,7 +310,7 @@ class _Clipped(NamedTuple):
         space = self.g.new_empty(3, *self.g.shape)
         better_t, better_shift = self._sweep(t, shift, space[:2], space[2])  # exact, with the right ones clipped
         point = torch.where(self._solved(better_t, better_shift), self.point(better_t, better_shift), point)
-        return torch.where(self._length(vertex - self.c, torch.zeros_like(t)) <= self.radius, vertex, point)
+        return torch.where(self._length(limit - self.c, torch.zeros_like(t)) <= self.radius, limit, point)
 
     def _length_at(self, t: Tensor) -> Tensor:
         shift = self._shift(t)
@@ -330,15 +330,27 @@ class _Clipped(NamedTuple):
             lower, upper = torch.where(high, lower, middle), torch.where(high, middle, upper)
         return 0.5 * (lower + upper)
 
-    def _vertex(self) -> Tensor:
-        """The farthest point of the box alone: ones along the largest g; of the given mean, where it is given."""
+    def _limit(self) -> Tensor:
+        """Where the points go as t grows: of the farthest points of the box alone the one that is nearest to c.
+
+        Ones along the largest g; of the given mean, where it is given. What ties with the last of them, and what has
+        no g at all, is not told apart by g.
+        """
         if self.kind is not _SLICE:
-            return (self.g > 0).to(self.g.dtype)
-        worth = self.g if self.inside is None else self.g.masked_fill(~self.inside, -torch.inf)
-        order = worth.argsort(dim=1, descending=True)
-        places = torch.arange(order.shape[1], device=order.device)
-        left = _total(self.c if self.inside is None else self.c * self.inside) - places
-        return torch.zeros_like(self.g).scatter(1, order, left.clamp(0, 1))
+            return torch.where(self.g == 0, self.c.clamp(0, 1), (self.g > 0).to(self.g.dtype))
+        inside = torch.ones_like(self.g, dtype=torch.bool) if self.inside is None else self.inside
+        total = _total(self.c * inside)
+        worth = self.g.masked_fill(~inside, -torch.inf)
+        last = total.long().minimum(self.size.long() - 1)
+        tie = worth.sort(dim=1, descending=True).values.gather(1, last)
+        full, tied = worth > tie, worth == tie
+        left = total - _total(full.to(self.g.dtype))
+        lower, upper = -self.c.amax(1, keepdim=True), 1 - self.c.amin(1, keepdim=True)
+        for _ in range(64 if self.g.dtype == torch.float64 else 32):
+            middle = 0.5 * (lower + upper)
+            high = _total((self.c + middle).clamp_(0, 1) * tied) > left
+            lower, upper = torch.where(high, lower, middle), torch.where(high, middle, upper)
+        return torch.where(tied, (self.c + 0.5 * (lower + upper)).clamp_(0, 1), full.to(self.g.dtype))
 
 
 def _total(values: Tensor) -> Tensor:

@@ -92,7 +92,8 @@ class LocalizationScores(Metric):
         Returns:
             The five scores by name, ``(T,)`` in [0, 1], nan where there is nothing to take a mean of; ``thresholds``
             ``(T,)``; ``counts``, by the same names, ``(T,)`` int64: images whose score is defined; ``images``, a scalar
-            int64: all images, times channels for ``channel="each"``.
+            int64: all images, times channels for ``channel="each"``. With a single threshold torchmetrics makes scalars
+            of all of them.
         """
         images = self.defined if self.undefined == "skip" else self.total.expand_as(self.defined)
         means = self.sums / images
@@ -156,6 +157,8 @@ def check_localization(
     owner: str, thresholds: Sequence[float] | None, cam_threshold: float, channel: str, undefined: str
 ) -> tuple[float, ...]:
     """Return the thresholds; ValueError where an argument of `LocalizationScores` is out of range."""
+    if isinstance(thresholds, int | float):
+        raise ValueError(f"{owner}: thresholds must be a sequence of numbers, got {thresholds} (put it into a list)")
     thresholds = THRESHOLDS if thresholds is None else tuple(float(value) for value in thresholds)
     if not thresholds or not all(0 <= value < 2 for value in thresholds) or list(thresholds) != sorted(set(thresholds)):
         raise ValueError(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -34,6 +35,8 @@ def threshold_figure(
 ) -> Figure:
     """Localisation scores over the noise threshold, a panel a score and a line an attack.
 
+    A panel goes to 1, or, where all its curves stay below 0.4, to a quarter above the highest.
+
     Args:
         thresholds: ``(T,)``.
         curves: By attack and score, ``(T,)`` numbers in [0, 1]; nan leaves a gap.
@@ -47,13 +50,18 @@ def threshold_figure(
     scores = scores or _SCORES
     figure, panels = _panels(len(scores), 2, curves, title, marks=False)
     for axes, (score, label) in zip(panels, scores.items(), strict=True):
+        top = 0.0
         for number, found in enumerate(curves.values()):
-            axes.plot(as_array(thresholds), _floats(found[score]), **_style(number, marks=False))
+            values = _floats(found[score])
+            axes.plot(as_array(thresholds), values, **_style(number, marks=False))
+            top = max(top, float(np.nan_to_num(values).max(initial=0)))
         if threshold is not None:
             axes.axvline(threshold, color="#9aa5b1", linewidth=0.9, linestyle=(0, (2, 2)), zorder=0)
         axes.set_xlabel("noise threshold (1 − SSIM)", fontsize=9)
         axes.set_ylabel(label, fontsize=10)
-        axes.set_ylim(-0.03, 1.03)
+        # precision is often near the share of the pixels looked at: on the whole scale one line
+        top = 1.25 * top if 0 < top < 0.4 else 1.0
+        axes.set_ylim(-0.03 * top, 1.03 * top)
     return figure
 
 
@@ -64,6 +72,8 @@ def quality_figure(
     title: str | None = None,
 ) -> Figure:
     """Mean SSIM and mean PSNR against the fooling rate, a line an attack.
+
+    SSIM on a scale that is logarithmic in ``1 - SSIM``, as decibels are, since it is near 1 that attacks differ.
 
     Args:
         curves: By attack: ``fooling_rate``, ``ssim`` and ``psnr`` (dB), each ``(n,)``, a number for each budget in
@@ -86,6 +96,7 @@ def quality_figure(
         axes.set_xlabel("fooling rate", fontsize=9)
         axes.set_ylabel(label, fontsize=10)
         axes.set_xlim(-0.03, 1.03)
+    _spread_near_one(panels[0], [value for found in curves.values() for value in as_array(found["ssim"]).tolist()])
     return figure
 
 
@@ -147,6 +158,23 @@ def _panels(
     if title:
         figure.suptitle(title, fontsize=12, fontweight="bold", color=DARK, parse_math=False)
     return figure, panels
+
+
+def _spread_near_one(axes: Axes, values: Sequence[float]) -> None:
+    """Makes the y axis logarithmic in 1 - y; what is nearer to 1 than a millionth is drawn there."""
+    axes.set_yscale("function", functions=(lambda y: -np.log10(np.maximum(1 - y, 1e-6)), lambda v: 1 - 10.0**-v))
+    low, high = min(values, default=0.0), min(max(values, default=1.0), 1 - 1e-6)
+    ends = (-math.log10(1 - low), -math.log10(1 - high))
+    room = max(0.05 * (ends[1] - ends[0]), 0.05)
+    bottom, top = (1 - 10.0**-end for end in (ends[0] - room, ends[1] + room))
+    axes.set_ylim(bottom, top)
+    tens = 0.0, 0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999
+    between = 0.5, 0.8, 0.95, 0.98, 0.995, 0.998, 0.9995, 0.9998
+    marks = [mark for mark in tens if bottom <= mark <= top]
+    if len(marks) < 4:
+        marks += [mark for mark in between if bottom <= mark <= top]
+    axes.yaxis.set_major_locator(FixedLocator(sorted(marks)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _round_numbers(values: Any) -> list[float]:

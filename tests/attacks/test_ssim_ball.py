@@ -286,3 +286,31 @@ def test_ties_in_the_direction():
         torch.testing.assert_close(y.mean(1), x.mean(1), atol=1e-7, rtol=0)
         assert float(terms(x, y)[1].min()) >= 1 - eps2**2 - 1e-7
         assert bool((gain(x, y, g) > 0).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ties_that_the_whole_mass_goes_to(dtype):
+    """Dark images: all that there is moves to the elements of the largest g, which leave it open where among them."""
+    generator = torch.Generator().manual_seed(0)
+    x = 0.02 * torch.rand(4, 800, dtype=torch.float64, generator=generator)
+    x = (x * (torch.rand(4, 800, dtype=torch.float64, generator=generator) < 0.05)).to(dtype)
+    g = torch.randn(4, 800, dtype=torch.float64, generator=generator).sign().to(dtype)
+    y = farthest(x, g, eps2=0.3, box=True)
+    close = {"atol": 1e-7 if dtype == torch.float32 else 1e-14, "rtol": 0}
+    torch.testing.assert_close(y.mean(1), x.mean(1), **close)
+    assert not y[g < 0].any()
+    # the nearest of all such: moved by one number from the centre, where that is above 0
+    moved = torch.where((g > 0) & (y > 0), y - SSIMBall.around(x, 0, 0.3).centre, torch.nan)
+    for row in moved:
+        known = row[~row.isnan()]
+        assert float(known.max() - known.min()) < 1e-6
+
+
+def test_elements_without_a_direction_stay_at_the_centre():
+    x, g = instances(7, count=6)
+    dead = torch.arange(40) % 3 == 0
+    g[:, dead] = 0
+    y = farthest(x, g, eps2=0.99, box=True, relaxed=True)
+    ball = SSIMBall.around(x, 0, 0.99)
+    torch.testing.assert_close(y[:, dead], (ball.mean + ball.centre).clamp(0, 1)[:, dead], atol=1e-12, rtol=0)
+    assert torch.equal(y[:, ~dead], (g[:, ~dead] > 0).double())

@@ -205,6 +205,29 @@ def test_tables_and_figures(setting, tmp_path):
     assert list(found) == ["methods", "quality_none", "quality_round", "budgets", "budget_grid", "iterations"]
 
 
+def test_the_grid_of_budgets_shows_both(monkeypatch):
+    # hardly anything is gained by the mean
+    weight = torch.randn(64, generator=torch.Generator().manual_seed(1))
+    weight += 0.02 - weight.mean()
+
+    class Linear(nn.Module):
+        def forward(self, x):
+            along = x.flatten(1) @ weight
+            return torch.stack([100 + 0 * along, along], 1)
+
+    drawn = []
+    monkeypatch.setattr(perceptual_figures, "budget_grid_figure", lambda images, *_: drawn.append(images))
+    x = (3 * torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)) - 1).clamp(0, 1)
+    subject = perceptual_figures.Subject("mnist", Linear(), x, torch.zeros(1, dtype=torch.int64), 5, True)
+    perceptual_figures.budget_grid(subject)
+    (images,) = drawn
+    means = images.mean((2, 3, 4))
+    assert images.shape == (4, 4, 1, 8, 8)
+    # brighter from row to row, farther from the image from column to column
+    assert bool((means.diff(dim=0) > 0.005).all())
+    assert bool(((images[0] - x).flatten(1).norm(dim=1).diff() > 0.01).all())
+
+
 def test_a_level_that_is_not_reached_is_said_so():
     points = [
         *line((0.1, 0.2, 0.99), (0.2, 0.4, 0.95)),

@@ -147,7 +147,7 @@ def trainer(tmp_path: Path) -> Any:
         return pl.Trainer(
             accelerator="cpu",
             max_epochs=kwargs.pop("max_epochs", 2),
-            default_root_dir=tmp_path,
+            default_root_dir=kwargs.pop("default_root_dir", tmp_path),
             callbacks=list(callbacks),
             enable_progress_bar=bar,
             num_sanity_val_steps=kwargs.pop("num_sanity_val_steps", 0),

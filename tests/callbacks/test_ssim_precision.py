@@ -167,6 +167,29 @@ def test_one_channel_and_a_named_layer(tmp_path: Path, trainer) -> None:
         trainer(SSIMPrecision({"fgsm": FGSM(eps=0.1)}, layer="conv9")).test(Task(1), data)
 
 
+def test_a_single_threshold(tmp_path: Path, trainer) -> None:
+    data = DataLoader(images(3), batch_size=3)
+    callback = SSIMPrecision({"fgsm": FGSM(eps=0.1)}, threshold=0.02, thresholds=[0.02])
+    trainer(callback).test(Task(), data)
+    (row,) = callback.results
+    assert [len(curve) for curve in row["curves"].values()] == [1] * 5
+    assert row["counts"]["pixels"] == [3]
+    assert float(read(tmp_path)["fgsm", ""]["pixels"]) == row["curves"]["pixels"][0] > 0
+    assert (tmp_path / "figures" / "ssim_precision.png").is_file()
+
+
+def test_a_missing_layer_is_named_before_any_attack(trainer) -> None:
+    class Never(FGSM):
+        def __call__(self, *args, **kwargs):
+            raise AssertionError("attacked")
+
+    data = DataLoader(images(3), batch_size=3)
+    with pytest.raises(
+        ValueError, match=r"layer must name a layer of the model, got 'conv9' \(its convolutions are net"
+    ):
+        trainer(SSIMPrecision({"fgsm": Never()}, layer="conv9")).test(Task(), data)
+
+
 def test_attacks_come_from_one_place(trainer) -> None:
     with pytest.raises(ValueError, match=r"attacks must come either .* got both"):
         trainer(SSIMPrecision(ATTACKS)).test(Task(), adversarial())
@@ -193,15 +216,23 @@ def test_bad_arguments_are_named(arguments, message) -> None:
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path, trainer) -> None:
     trainer(SSIMPrecision()).test(Task(), adversarial())
+    pairs = trainer(SSIMPrecision(ATTACKS), default_root_dir=tmp_path / "pairs")
+    pairs.test(Task(), DataLoader(images(), batch_size=3))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     for variable in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED"):
         environment.pop(variable, None)
     command = [sys.executable, __file__, str(tmp_path / "two")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    one, two = (json.loads((folder / "ssim_precision.json").read_text()) for folder in (tmp_path, tmp_path / "two"))
-    assert [row["images"] for row in two["attacks"]] == [7] * 6
-    for first, second in zip(one["attacks"], two["attacks"], strict=True):
+    rows = []
+    for name, count in (("", 6), ("pairs", 3)):
+        one, two = (
+            json.loads((folder / name / "ssim_precision.json").read_text())["attacks"]
+            for folder in (tmp_path, tmp_path / "two")
+        )
+        assert [row["images"] for row in two] == [7] * count
+        rows += zip(one, two, strict=True)
+    for first, second in rows:
         curves, counts = first.pop("curves"), first.pop("counts")
         assert second.pop("counts") == counts
         for name, values in second.pop("curves").items():
@@ -216,17 +247,22 @@ def test_two_processes_equal_one(tmp_path: Path, trainer) -> None:
 def main(folder):
     """A test run on two processes, called by the test above."""
     torch.set_num_threads(1)
-    pl.Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy="ddp",
-        logger=False,
-        callbacks=[SSIMPrecision()],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-    ).test(Task(), adversarial(), verbose=False)
+    for name, callback, data in (
+        ("", SSIMPrecision(), adversarial()),
+        # 7 images on 2 processes: Lightning's sampler gives one of them twice
+        ("pairs", SSIMPrecision(ATTACKS), DataLoader(images(), batch_size=2)),
+    ):
+        pl.Trainer(
+            accelerator="cpu",
+            devices=2,
+            strategy="ddp",
+            logger=False,
+            callbacks=[callback],
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=f"{folder}/{name}",
+        ).test(Task(), data, verbose=False)
 
 
 if __name__ == "__main__":

@@ -177,6 +177,7 @@ def test_nothing_seen_merging_and_reset():
     ("arguments", "message"),
     [
         ({"thresholds": []}, "thresholds must be one or more ascending numbers"),
+        ({"thresholds": 0.11}, r"thresholds must be a sequence of numbers, got 0.11 \(put it into a list\)"),
         ({"thresholds": [0.2, 0.1]}, "thresholds must be one or more ascending numbers"),
         ({"thresholds": [0.1, 0.1]}, "thresholds must be one or more ascending numbers"),
         ({"thresholds": [-0.1]}, r"thresholds must be one or more ascending numbers in \[0, 2\)"),
