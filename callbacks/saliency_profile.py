@@ -18,11 +18,13 @@ from rich.text import Text
 from torch import Tensor
 
 from lit_adv.attacks import Attack
+from lit_adv.evaluation import pair
 from lit_adv.files import replacing
 from lit_adv.metrics import SaliencyProfileMean
 from lit_adv.plots import Profile, profile_figure
 
 from .figures import log_figure
+from .repeats import fresh_rows
 from .saliency_callback import SaliencyCallback
 
 
@@ -106,6 +108,10 @@ class SaliencyProfile(SaliencyCallback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        if self.attacks is not None:
+            images, labels = pair(f"{self._name} with {type(pl_module).__name__}", batch)
+            fresh = fresh_rows(trainer, len(images), batch_idx, dataloader_idx)
+            batch = images[:fresh], labels[:fresh]
         for each in self._attacked(trainer, pl_module, batch):
             right, changed = each.before == each.labels, each.after != each.labels
             kept = right if each.attack == "clean" else right & changed
