@@ -85,7 +85,7 @@ def methods(lines: Mapping[str, Sequence[Point]], subject: Subject, make: Make, 
     for attack, line in lines.items():
         budget = budget_at(line, rate)
         images = make(attack, budget, subject.steps, subject.stop)(subject.model, clean, labels)
-        rows[f"{attack}\n{budget:.3g}\nSSIM {float(ssim(clean, images).mean()):.4f}"] = images
+        rows[f"{attack}\nbudget {budget:.3g}\nSSIM {float(ssim(clean, images).mean()):.4f}"] = images
     return methods_figure(clean, rows, f"{subject.name}, fooling rate {rate:.2f}")
 
 
