@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -135,10 +136,10 @@ class AttributionScores:
         if self.victim is not None and said is not None and said.victim is not None:
             self.victim.update(said.victim.argmax(1), batch.attack, batch.victim)
         if self.budget is not None and said is not None and said.budget is not None:
-            self.budget.update(_levels(said.budget), _levels(budget), prediction, batch.attack)
+            self.budget.update(grey_levels(said.budget), grey_levels(budget), prediction, batch.attack)
 
     def results(self) -> dict[str, Any]:
-        """All scores, by section, in plain numbers; collective."""
+        """All scores, by section, in plain numbers, None where there is no image; collective."""
         found: dict[str, Any] = {"hierarchy": self._hierarchy()}
         if self.groups:
             found["recognition_by_victim"] = {name: self._group(metric) for name, metric in self.groups.items()}
@@ -154,74 +155,80 @@ class AttributionScores:
 
     def _hierarchy(self) -> dict[str, Any]:
         found, names = self.hierarchy.compute(), self.hierarchy.families
-        scalars = ("precision", "recall", "f1", "family", "family_micro", "algorithm")
-        members = zip(self.classes, self.hierarchy.family_of, strict=True)
         return {
-            **{name: float(found[name]) for name in scalars},
-            "families": dict(members),
-            "per_family": dict(zip(names, found["per_family"].tolist(), strict=True)),
-            "per_family_algorithm": dict(zip(names, found["per_family_algorithm"].tolist(), strict=True)),
-            "counts": dict(zip(names, found["counts"].tolist(), strict=True)),
+            **{
+                name: _plain(found[name])
+                for name in ("precision", "recall", "f1", "family", "family_micro", "algorithm")
+            },
+            "families": dict(zip(self.classes, self.hierarchy.family_of, strict=True)),
+            "per_family": _named(names, found["per_family"]),
+            "per_family_algorithm": _named(names, found["per_family_algorithm"]),
+            "counts": _named(names, found["counts"]),
         }
 
     def _group(self, metric: RecognitionAccuracy) -> dict[str, Any]:
         found: dict[str, Any] = metric.compute()
         # clean images were made against nobody
         return {
-            "micro": float(found["micro"]),
-            "macro": float(found["macro"]),
-            "per_class": dict(zip(self.classes[1:], found["per_class"].tolist()[1:], strict=True)),
-            "counts": dict(zip(self.classes[1:], found["counts"].tolist()[1:], strict=True)),
+            "micro": _plain(found["micro"]),
+            "macro": _plain(found["macro"]),
+            "per_class": _named(self.classes[1:], found["per_class"][1:]),
+            "counts": _named(self.classes[1:], found["counts"][1:]),
         }
 
     def _victim(self, metric: VictimAccuracy) -> dict[str, Any]:
         found = metric.compute()
-        taken = found["confusion"].tolist()
         return {
-            "accuracy": float(found["accuracy"]),
-            "macro": float(found["macro"]),
-            "per_attack": dict(zip(self.classes[1:], found["per_attack"].tolist()[1:], strict=True)),
-            "counts": dict(zip(self.classes[1:], found["images"].tolist()[1:], strict=True)),
+            "accuracy": _plain(found["accuracy"]),
+            "macro": _plain(found["macro"]),
+            "per_attack": _named(self.classes[1:], found["per_attack"][1:]),
+            "counts": _named(self.classes[1:], found["images"][1:]),
             "taken_for": {
-                victim: dict(zip(self.named, row, strict=True)) for victim, row in zip(self.victims, taken, strict=True)
+                victim: _named(self.named, row) for victim, row in zip(self.victims, found["confusion"], strict=True)
             },
         }
 
     def _budget(self, metric: BudgetError) -> dict[str, Any]:
         found = metric.compute()
-        bounded = [number for number, images in enumerate(found["images"].tolist()) if images]
-        by_attack = {
-            name: {self.classes[number]: found[field].tolist()[number] for number in bounded}
-            for name, field in (
-                ("per_attack", "per_attack"),
-                ("per_attack_within", "per_attack_within"),
-                ("recognised", "recognised"),
-                ("counts", "images"),
-            )
-        }
-        return {name: float(found[name]) for name in ("mae", "within", "within_all")} | {
+        bounded = found["images"].nonzero()[:, 0]
+        names = [self.classes[number] for number in bounded.tolist()]
+        return {
+            **{name: _plain(found[name]) for name in ("mae", "within", "within_all")},
             "factor": metric.factor,
-            **by_attack,
+            "per_attack": _named(names, found["per_attack"][bounded]),
+            "per_attack_within": _named(names, found["per_attack_within"][bounded]),
+            "recognised": _named(names, found["recognised"][bounded]),
+            "counts": _named(names, found["images"][bounded]),
         }
 
 
 def attribution_numbers(results: dict[str, Any], split: str) -> dict[str, float]:
-    """What is logged of `AttributionScores.results`, by key."""
+    """What is logged of `AttributionScores.results`, by key; a score of no image is left out."""
     hierarchy = results["hierarchy"]
-    numbers = {f"{split}/family": hierarchy["family"], f"{split}/hierarchical_f1": hierarchy["f1"]}
-    numbers |= {f"{split}/algorithm_in_family": hierarchy["algorithm"]}
-    numbers |= {f"{split}/family/{name}": value for name, value in hierarchy["per_family"].items()}
+    numbers = {"family": hierarchy["family"], "hierarchical_f1": hierarchy["f1"]}
+    numbers |= {"algorithm_in_family": hierarchy["algorithm"]}
+    numbers |= {f"family/{name}": value for name, value in hierarchy["per_family"].items()}
     for name, group in results.get("recognition_by_victim", {}).items():
-        numbers[f"{split}/recognition_{name}_victims"] = group["macro"]
+        numbers[f"recognition_{name}_victims"] = group["macro"]
     if "victim" in results:
-        numbers[f"{split}/victim"] = results["victim"]["accuracy"]
-        numbers |= {f"{split}/victim/{name}": value for name, value in results["victim"]["per_attack"].items()}
+        numbers["victim"] = results["victim"]["accuracy"]
+        numbers |= {f"victim/{name}": value for name, value in results["victim"]["per_attack"].items()}
     if "budget" in results:
-        numbers |= {f"{split}/budget_{name}": results["budget"][name] for name in ("mae", "within", "within_all")}
-        numbers |= {f"{split}/budget_mae/{name}": value for name, value in results["budget"]["per_attack"].items()}
-    return numbers
+        numbers |= {f"budget_{name}": results["budget"][name] for name in ("mae", "within", "within_all")}
+        numbers |= {f"budget_mae/{name}": value for name, value in results["budget"]["per_attack"].items()}
+    return {f"{split}/{name}": value for name, value in numbers.items() if value is not None}
 
 
-def _levels(budget: Tensor) -> Tensor:
-    # no radius is above 1
-    return torch.exp2(budget.double().clamp(max=math.log2(255)))
+def grey_levels(budget: Tensor) -> Tensor:
+    """Budgets in grey levels, at most 255, from their log2."""
+    return torch.exp2(budget.clamp(max=math.log2(255)))
+
+
+def _named(names: Sequence[str], values: Tensor) -> dict[str, Any]:
+    return {name: _plain(value) for name, value in zip(names, values.cpu(), strict=True)}
+
+
+def _plain(value: Tensor) -> float | int | None:
+    """A number, None for nan."""
+    number = value.item()
+    return None if math.isnan(number) else number

@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from lit_adv.data import AdversarialBatch
 from lit_adv.metrics import RecognitionAccuracy, ReconstructionAccuracy
 from lit_adv.models import AttackRecognizer, Attribution, AttributionHeads, Reconstructor, VGGFeatures, freeze_
-from lit_adv.tasks.attribution import AttributionScores, AttributionTargets, attribution_losses, attribution_numbers
+from lit_adv.tasks.attribution import (
+    AttributionScores,
+    AttributionTargets,
+    attribution_losses,
+    attribution_numbers,
+    grey_levels,
+)
 from lit_adv.tasks.resuming import apply_settings, changed_settings
 
 # variants of an image in the paper's evaluation set, which its "Total" is weighted by
@@ -449,7 +455,7 @@ class REDRL(pl.LightningModule):
         }
         if said is not None:
             outputs["victim"] = None if said.victim is None else said.victim.argmax(1)
-            outputs["budget"] = None if said.budget is None else torch.exp2(said.budget) / 255
+            outputs["budget"] = None if said.budget is None else grey_levels(said.budget) / 255
         return outputs
 
     def _begin(self, split: str) -> None:
