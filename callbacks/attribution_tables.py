@@ -72,8 +72,9 @@ def _families(hierarchy: Mapping[str, Any]) -> Table:
         table.add_row(family, str(members.count(family)), images, percent(value), percent(within))
     table.add_section()
     total = f"{sum(hierarchy['counts'].values()):,d}"
-    table.add_row("micro (all images alike)", str(len(members)), total, percent(hierarchy["family_micro"]), "")
-    macro = percent(hierarchy["family"]), percent(hierarchy["algorithm"])
+    micro = percent(hierarchy["family_micro"]), percent(hierarchy["algorithm"])
+    table.add_row("micro (all images alike)", str(len(members)), total, *micro)
+    macro = percent(hierarchy["family"]), ""
     table.add_row("macro (all families alike)", str(len(members)), total, *macro, style="bold")
     scores = (f"{name} {percent(hierarchy[name])}" for name in ("precision", "recall", "f1"))
     table.caption = f"hierarchical {', '.join(scores)}"

@@ -184,6 +184,7 @@ def test_variances_do_not_decay():
 
 @pytest.mark.parametrize("inputs", ["residual", "image"])
 def test_a_run_with_a_victim_held_out_reports_what_it_saw_and_what_not(tmp_path, inputs):
+    torch.manual_seed(0)
     module, source = task(inputs=inputs, learning_rate=3e-2, warmup_epochs=0), data(held_out=("b",))
     run = trainer(tmp_path, max_epochs=4)
     run.fit(module, datamodule=source)
