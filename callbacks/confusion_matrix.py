@@ -14,7 +14,7 @@ class ConfusionMatrix(pl.Callback):
     """Draws the confusion matrix of attack recognition after a test, as `figures/confusion.png` in the run folder.
 
     Reads `results["recognition"]` of the task, which holds counts over all processes; a task without it gets a warning
-    and no figure.
+    and no figure. Lines part the families of `results["hierarchy"]`.
     """
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -29,7 +29,13 @@ class ConfusionMatrix(pl.Callback):
             )
             return
         title = f"Attack recognition: macro {_percent(recognition['macro'])}, micro {_percent(recognition['micro'])}"
-        log_figure(trainer, "confusion", confusion_figure(recognition["confusion"], results["classes"], title))
+        classes = results["classes"]
+        # lines between families tell something only where there are several attacks in one
+        found = (results.get("hierarchy") or {}).get("families")
+        parted = {}
+        if found and len(set(found.values())) < len(classes):
+            parted["families"] = [found[name] for name in classes]
+        log_figure(trainer, "confusion", confusion_figure(recognition["confusion"], classes, title, **parted))
 
 
 def _percent(share: float) -> str:

@@ -19,15 +19,19 @@ from rich.text import Text
 
 from lit_adv.files import replacing
 
+from .attribution_tables import attribution_rows, attribution_tables
+from .tables import percent, plain_table
+
 
 class ResultsTable(pl.Callback):
     """Prints the results of a test and writes them to `results.csv` and `results.json` in the run folder.
 
-    Three tables: recognition per attack class; accuracy of each victim before and after reconstruction; success of the
-    attacks before and after rounding to 8 bits. They come as the last output of the test and fit 80 columns. The CSV
-    has one number a row (section, attack, setting, victim, metric, value, count), where `count` is the number of images
-    behind the value; the JSON is `results` of the task, with null for nan. Weights & Biases gets the tables as well.
-    A task without `results` gets a warning and no table.
+    The tables: recognition per attack class; where there is something to tell, recognition by family, with victims held
+    out apart, the victims named and the budgets estimated; accuracy of each victim before and after reconstruction;
+    success of the attacks before and after rounding to 8 bits. They come as the last output of the test and fit 80
+    columns. The CSV has one number a row (section, attack, setting, victim, metric, value, count), where `count` is the
+    number of images behind the value; the JSON is `results` of the task, with null for nan. Weights & Biases gets the
+    tables as well. A task without `results` gets a warning and no table.
     """
 
     COLUMNS = ("section", "attack", "setting", "victim", "metric", "value", "count")
@@ -103,6 +107,7 @@ def _tidy(results: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     for metric in ("micro", "macro", "weighted"):
         if recognition.get(metric) is not None:
             rows.append(("recognition", "", "", "", metric, recognition[metric], sum(counts.values())))
+    rows += attribution_rows(results)
     for victim, attacks in (results.get("reconstruction") or {}).items():
         for attack, cell in attacks.items():
             for when in ("before", "after"):
@@ -117,6 +122,7 @@ def _tidy(results: Mapping[str, Any]) -> list[tuple[Any, ...]]:
 def _tables(results: Mapping[str, Any], console: Console) -> Iterable[Table]:
     if results.get("recognition"):
         yield _recognition(results["recognition"])
+    yield from attribution_tables(results)
     if results.get("reconstruction"):
         yield from _reconstruction(results["reconstruction"], console.width)
     if results.get("crafting"):
@@ -124,15 +130,15 @@ def _tables(results: Mapping[str, Any], console: Console) -> Iterable[Table]:
 
 
 def _recognition(recognition: Mapping[str, Any]) -> Table:
-    table = _table("Attack recognition", "attack", ("images", "recognised"))
+    table = plain_table("Attack recognition", "attack", ("images", "recognised"))
     for attack, value in recognition["per_class"].items():
-        table.add_row(attack, f"{recognition['counts'][attack]:,d}", _percent(value))
+        table.add_row(attack, f"{recognition['counts'][attack]:,d}", percent(value))
     table.add_section()
     total = f"{sum(recognition['counts'].values()):,d}"
-    table.add_row("micro (all images alike)", total, _percent(recognition["micro"]))
-    table.add_row("macro (all classes alike)", total, _percent(recognition["macro"]), style="bold")
+    table.add_row("micro (all images alike)", total, percent(recognition["micro"]))
+    table.add_row("macro (all classes alike)", total, percent(recognition["macro"]), style="bold")
     if recognition.get("weighted") is not None:
-        table.add_row("weighted (the paper's Total)", total, _percent(recognition["weighted"]))
+        table.add_row("weighted (the paper's Total)", total, percent(recognition["weighted"]))
     return table
 
 
@@ -144,7 +150,7 @@ def _reconstruction(reconstruction: Mapping[str, Mapping[str, Any]], width: int)
     across = max(1, (width - max(len("attack"), *map(len, attacks)) - 4) // (cell + 3))
     for start in range(0, len(victims), across):
         part = victims[start : start + across]
-        table = _table("Classifier accuracy, image → reconstruction (%)", "attack", part)
+        table = plain_table("Classifier accuracy, image → reconstruction (%)", "attack", part)
         for attack in attacks:
             cells = [reconstruction[victim].get(attack, {}) for victim in part]
             table.add_row(attack, *(_before_after(cell.get("before"), cell.get("after")) for cell in cells))
@@ -160,10 +166,10 @@ def _crafting(report: Sequence[Mapping[str, Any]]) -> Table:
         )
         for key in total:
             total[key] += row[key]
-    table = _table("Attacks crafted, before and after rounding to 8 bits", "attack", ("images", *_CRAFTING))
+    table = plain_table("Attacks crafted, before and after rounding to 8 bits", "attack", ("images", *_CRAFTING))
     for name, total in sums.items():
         images = total["images"]
-        shares = [_percent(total[key] / images if images else None) for key in _CRAFTING.values()]
+        shares = [percent(total[key] / images if images else None) for key in _CRAFTING.values()]
         table.add_row(name, f"{images:,d}", *shares)
     victims = {row["victim"] for row in report}
     if len(victims) > 1:
@@ -176,20 +182,6 @@ def setting_name(attack: str, setting: str) -> str:
     if setting in ("", attack):
         return attack
     return setting if setting.startswith(f"{attack}/") else f"{attack}/{setting}"
-
-
-def _table(title: str, first: str, columns: Iterable[str]) -> Table:
-    style: dict[str, Any] = {"title_justify": "left", "title_style": "bold", "caption_justify": "left"}
-    # a title wider than its table would be broken
-    table = Table(title=title, min_width=len(title), **style)
-    table.add_column(first, overflow="fold")
-    for column in columns:
-        table.add_column(column, justify="right", overflow="fold")
-    return table
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f} %"
 
 
 def _before_after(before: float | None, after: float | None) -> str:

@@ -1,5 +1,6 @@
 """Every shipped config: that it parses, and that it says what the paper says."""
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -179,3 +180,32 @@ def test_the_digits_jobs_run_one_after_the_other(run, tmp_path):
     # the saved config is whole: it can be run again elsewhere
     code, _, err = run("fit", "--config", "here/config.yaml", "--run_dir=there")
     assert code == 0, err
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10"])
+def test_many_is_one_list_of_attacks_by_family(name):
+    from lit_adv import attacks
+    from lit_adv.attacks.radius import parse
+
+    def made(given):
+        fields = given["init_args"].items()
+        read = {key: parse(value) if "/" in str(value) else value for key, value in fields}
+        return getattr(attacks, given["class_path"])(**read)
+
+    found = compose(CONFIGS / name / "many.yaml")["data"]["init_args"]["attacks"]
+    assert list(found) == list(compose(CONFIGS / "attacks" / "many.yaml"))
+    families = [attacks.attack_family(made(given)) for given in found.values()]
+    assert len(found) >= 12
+    assert len(set(families)) >= 6
+    # one after the other, so that the figure can part them
+    assert len(set(families)) == 1 + sum(one != other for one, other in itertools.pairwise(families))
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10"])
+def test_attribution_has_heads_and_victims_to_tell_apart(name):
+    config = compose(CONFIGS / name / "attribution.yaml")
+    assert config["model"]["init_args"]["heads"] == ["victim", "budget"]
+    victims = config["data"]["init_args"]["victims"]
+    assert len(victims) >= 3  # two are left where one is held out
+    for victim, path in victims.items():
+        assert compose(CONFIGS / name / "victims" / f"{victim}.yaml")["run_dir"] in path

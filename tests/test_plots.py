@@ -1,5 +1,6 @@
 """Figures show the values they were given."""
 
+import itertools
 import sys
 
 import numpy as np
@@ -351,3 +352,30 @@ def _legend_apart(figure: Figure) -> None:
 def _centre(figure: Figure, axes) -> tuple[int, int]:
     box = axes.get_window_extent()
     return int((box.x0 + box.x1) / 2), int(figure.bbox.height - (box.y0 + box.y1) / 2)
+
+
+def test_many_classes_are_drawn_small_and_parted_by_family() -> None:
+    names = [f"attack_{number}" for number in range(13)]
+    counts = np.diag(np.full(13, 500))
+    counts[0, 1], counts[0, 2] = 1, 499
+    families = ["a"] * 4 + ["b"] * 8 + ["c"]
+    figure = confusion_figure(counts, names, families=families)
+    _pixels(figure)
+    axes = figure.axes[0]
+    assert [text.get_text() for text in axes.texts][:3] == ["50", "<1", "50"]
+    assert len(axes.texts) == 13 + 2  # none in empty cells
+    assert max(figure.get_size_inches()) < 11
+    lines = {tuple(np.unique(line.get_ydata())) for line in axes.lines if len(set(line.get_ydata())) == 1}
+    assert lines == {(3.5,), (11.5,)}
+    # no name over another
+    figure.canvas.draw()
+    labels = axes.get_yticklabels()
+    places = sorted((box.y0, box.y1) for box in (label.get_window_extent() for label in labels))
+    assert all(low[1] <= high[0] for low, high in itertools.pairwise(places))
+    assert labels[0].get_text() == "attack_0 (1,000)"
+    assert all(label.get_rotation() == 60 for label in axes.get_xticklabels())
+
+
+def test_families_must_fit_the_classes() -> None:
+    with pytest.raises(ValueError, match="families must be 2, one for each class, got 1"):
+        confusion_figure(np.zeros((2, 2), int), ["a", "b"], families=["a"])

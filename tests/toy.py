@@ -24,10 +24,12 @@ class Plain(nn.Module):
 
     def __init__(self, channels, classes):
         super().__init__()
-        self.net = nn.Sequential(nn.Conv2d(channels, 8, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, classes))
+        self.trunk = nn.Sequential(nn.Conv2d(channels, 8, 3, 2, 1), nn.ReLU(), nn.Flatten())
+        self.features = 8 * 16
+        self.head = nn.Linear(self.features, classes)
 
     def forward(self, inputs):
-        return self.net(inputs)
+        return self.head(self.trunk(inputs))
 
 
 class PlainREDRL(REDRL):
@@ -38,6 +40,7 @@ class PlainREDRL(REDRL):
             super().configure_model()
             torch.manual_seed(5)
             self.psi = Plain(6, self.hparams["num_attacks"])
+            self.attribution = self._make_heads(self.psi.features)
 
 
 def arrays(folder):
@@ -56,9 +59,10 @@ def arrays(folder):
     return path
 
 
-def data(folder, batch_size, cache=None, prefill=False):
+def data(folder, batch_size, cache=None, prefill=False, held_out=()):
     torch.manual_seed(1)
-    victims = {name: Classifier("small_cnn", 3, 8) for name in ("a", "b")}
+    names = ("a", "b", "c") if held_out else ("a", "b")
+    victims = {name: Classifier("small_cnn", 3, 8) for name in names}
     return AdversarialDataModule(
         Arrays(path=arrays(folder), validation=8),
         victims,
@@ -71,13 +75,14 @@ def data(folder, batch_size, cache=None, prefill=False):
         eval_batch_size=5,
         cache_dir=cache,
         prefill=prefill,
+        held_out=held_out,
     )
 
 
-def task(plain=False):
+def task(plain=False, heads=()):
     torch.manual_seed(2)
     return (PlainREDRL if plain else REDRL)(
-        width=4, blocks=1, recognizer="small", weight_features=0, schedule="onecycle", learning_rate=2e-3
+        width=4, blocks=1, recognizer="small", weight_features=0, schedule="onecycle", learning_rate=2e-3, heads=heads
     )
 
 
@@ -123,6 +128,8 @@ def job(
     save_every=None,
     cache=None,
     test_first=False,
+    heads=(),
+    held_out=(),
 ):
     folder = Path(folder)
     rank = int(os.environ.get("LOCAL_RANK", 0))
@@ -147,7 +154,8 @@ def job(
         default_root_dir=folder,
         use_distributed_sampler=True,
     )
-    module, source = task(plain), data(folder, batch_size, cache, prefill=cache is not None)
+    module = task(plain, heads)
+    source = data(folder, batch_size, cache, prefill=cache is not None, held_out=tuple(held_out))
     if test_first:  # before training, whose rounding differs with the number of ranks
         numbers = trainer.test(module, datamodule=source, verbose=False)[0]
         results = module.results

@@ -23,6 +23,7 @@ from lit_adv.attacks.regions import Center, Frame, Mask, RandomPatch, RandomPixe
 from lit_adv.attacks.rubbish import ClassImage, MapElites, RubbishImages
 from lit_adv.attacks.square import Square
 from lit_adv.attacks.substitute import Oracle, SubstituteModel
+from lit_adv.attacks.traits import attack_family, linf_budget
 from lit_adv.attacks.transfer import EnsembleTransfer
 from lit_adv.attacks.universal import UniversalPerturbation, label_histogram
 
@@ -75,6 +76,8 @@ __all__ = [
     "SubstituteModel",
     "TorchattacksAttack",
     "UniversalPerturbation",
+    "attack_family",
     "label_histogram",
+    "linf_budget",
     "regions",
 ]

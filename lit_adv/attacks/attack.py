@@ -317,6 +317,7 @@ class Attack(ABC):
     """
 
     minimal_norm: ClassVar[bool] = False  # looks for the smallest perturbation: images that succeed already stay as are
+    family: ClassVar[str | None] = None  # in hierarchical scores; None derives it (`traits.attack_family`)
     fold: bool | None = False  # a field of the attacks that take many passes
     max_queries: int | None = None  # a field of the attacks that only see the model's answers
 

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, Subset, default_collate
 
-from lit_adv.attacks import Attack, Region
+from lit_adv.attacks import Attack, Region, attack_family, linf_budget
 from lit_adv.attacks.randomness import Draws, mix, mix_int
 from lit_adv.data.batches import (
     EpochBatches,
@@ -102,6 +102,10 @@ class AdversarialDataModule(pl.LightningDataModule):
         cache_dir: Folder for crafted images; None keeps nothing.
         prefill: Craft all that a run will show before it starts.
         augment: Random shifts (an eighth of the side) and flips in training, the same for clean and adversarial image.
+        held_out: Victims that training and validation never show; only the test (and prediction) does, so that what has
+            been learnt is tried on networks that nothing was learnt from, nor chosen by.
+        families: The family of an attack class in hierarchical scores, where it is not what its attacks say
+            (`lit_adv.attacks.attack_family`; ``mixed`` where they disagree).
 
     Raises:
         ValueError: A field out of its range, a name that is there twice, victims that do not fit the data.
@@ -126,6 +130,8 @@ class AdversarialDataModule(pl.LightningDataModule):
         cache_dir: str | None = None,
         prefill: bool = False,
         augment: bool = False,
+        held_out: tuple[str, ...] = (),
+        families: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.source = source
@@ -144,6 +150,8 @@ class AdversarialDataModule(pl.LightningDataModule):
         self.cache_dir = cache_dir
         self.prefill_first = prefill
         self.augment = augment
+        self.held_out = tuple(held_out)
+        self.families = dict(families or {})
         self._given = dict(victims)
         self._check()
 
@@ -152,6 +160,7 @@ class AdversarialDataModule(pl.LightningDataModule):
             name: [key for key in self.attacks if key.partition("/")[0] == name] for name in self.attack_classes[1:]
         }
         self.victim_names = list(victims)
+        self._check_names()
         # variant v is setting v // V of all settings in class order, on victim v % V
         self._keys = [key for name in self.attack_classes[1:] for key in self.settings[name]]
         if variants is not None and variants < len(self.attack_classes):
@@ -186,6 +195,25 @@ class AdversarialDataModule(pl.LightningDataModule):
         if found is None:
             raise ValueError(f"{type(self.source).__name__}: needs an attribute num_classes, the number of its labels")
         return int(found)
+
+    @property
+    def trained_victims(self) -> list[str]:
+        """The victims that training shows, which are all but those held out."""
+        return [name for name in self.victim_names if name not in self.held_out]
+
+    @property
+    def attack_families(self) -> dict[str, str]:
+        """The family of each attack class; clean, which is no attack, has none."""
+        found = {}
+        for name, keys in self.settings.items():
+            own = {attack_family(self.attacks[key]) for key in keys}
+            found[name] = self.families.get(name, own.pop() if len(own) == 1 else "mixed")
+        return found
+
+    @property
+    def budgets(self) -> dict[str, list[float | None]]:
+        """The Linf radius of each setting of each attack class, in pixel units of [0, 1]; None where it has none."""
+        return {name: [linf_budget(self.attacks[key]) for key in keys] for name, keys in self.settings.items()}
 
     def victim_fingerprints(self) -> dict[str, str]:
         """A hash of each victim's weights and buffers, by which a victim trained anew is noticed."""
@@ -310,7 +338,7 @@ class AdversarialDataModule(pl.LightningDataModule):
             (split, variant, rows[rank::ranks])
             for split in splits
             if split not in self._ready
-            for variant in range(len(self._keys) * len(self.victim_names))
+            for variant in self._variants(split)
             if len(rows := self._needed(split, variant))
         ]
         total = sum(len(rows) for _, _, rows in todo)
@@ -538,11 +566,17 @@ class AdversarialDataModule(pl.LightningDataModule):
             f"{self._keys[variant // len(self.victim_names)]} on {self.victim_names[variant % len(self.victim_names)]}"
         )
 
+    def _variants(self, split: Split) -> list[int]:
+        """The variants that a split shows."""
+        names = self.victim_names if split == "test" else self.trained_victims
+        shown = [self.victim_names.index(name) for name in names]
+        return [key * len(self.victim_names) + victim for key in range(len(self._keys)) for victim in shown]
+
     def _variants_of(self, attack: int) -> np.ndarray:
-        """The variants of an attack class (1 is the first)."""
-        name, victims = self.attack_classes[attack], len(self.victim_names)
-        settings = [self._keys.index(key) for key in self.settings[name]]
-        return np.array([setting * victims + victim for setting in settings for victim in range(victims)])
+        """The variants of an attack class (1 is the first) that training shows."""
+        keys = {self._keys.index(key) for key in self.settings[self.attack_classes[attack]]}
+        victims = len(self.victim_names)
+        return np.array([variant for variant in self._variants("train") if variant // victims in keys])
 
     def _table(self, attack: int) -> np.ndarray | None:
         """Which variants of the class each training image has, ``(N, n)``; None where it has them all."""
@@ -602,6 +636,20 @@ class AdversarialDataModule(pl.LightningDataModule):
                 raise FileNotFoundError(
                     f"AdversarialDataModule: victims: there is no checkpoint {str(victim)!r} for {name} (train it with "
                     "`lightning fit` and the config of that victim, or give the path of another checkpoint)"
+                )
+
+    def _check_names(self) -> None:
+        strangers = [name for name in self.held_out if name not in self.victim_names]
+        if strangers or len(set(self.held_out)) == len(self.victim_names):
+            raise ValueError(
+                f"AdversarialDataModule: held_out must name some of the victims ({', '.join(self.victim_names)}) and "
+                f"leave at least one to train on, got {', '.join(self.held_out)}"
+            )
+        for name, family in self.families.items():
+            if name not in self.settings or not family:
+                raise ValueError(
+                    f"AdversarialDataModule: families must give names to attack classes ({', '.join(self.settings)}), "
+                    f"got {name!r}: {family!r}"
                 )
 
     def _check_source(self, split: Split, dataset: Dataset[Any]) -> None:
@@ -764,14 +812,14 @@ class _EvaluationBatches(OrderedBatches):
 
     def __init__(self, items: _Items, module: AdversarialDataModule, ranks: int, rank: int) -> None:
         self.images = len(items)
-        variants = len(module._keys) * len(module.victim_names)
-        super().__init__(items, self.images * (1 + variants), module.eval_batch_size, ranks, rank)
+        self.variants = np.array([-1, *module._variants(items.split)])  # -1 is clean
+        super().__init__(items, self.images * len(self.variants), module.eval_batch_size, ranks, rank)
         self.module = module
         self.split = items.split
 
     def keys(self, positions: np.ndarray) -> Keys:
-        variants, indices = np.divmod(positions, self.images)
-        return list(zip(indices.tolist(), (variants - 1).tolist(), strict=True))
+        numbers, indices = np.divmod(positions, self.images)
+        return list(zip(indices.tolist(), self.variants[numbers].tolist(), strict=True))
 
     def __iter__(self) -> Iterator[Keys]:
         self.module._begin(self.split)

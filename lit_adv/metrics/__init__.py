@@ -1,6 +1,8 @@
 """Numbers over a data set, as torchmetrics: counts and sums, so that any number of processes agrees."""
 
+from lit_adv.metrics.attribution import BudgetError, VictimAccuracy
 from lit_adv.metrics.fooling import FoolingRate
+from lit_adv.metrics.hierarchy import HierarchicalRecognition
 from lit_adv.metrics.localization import LocalizationScores, localization_scores
 from lit_adv.metrics.recognition import RecognitionAccuracy
 from lit_adv.metrics.reconstruction import ReconstructionAccuracy
@@ -10,7 +12,9 @@ from lit_adv.metrics.signal_to_noise import MeanPSNR, psnr
 from lit_adv.metrics.structural_similarity import MeanSSIM, ssim, ssim_map
 
 __all__ = [
+    "BudgetError",
     "FoolingRate",
+    "HierarchicalRecognition",
     "LocalizationScores",
     "MeanPSNR",
     "MeanSSIM",
@@ -19,6 +23,7 @@ __all__ = [
     "RobustAccuracy",
     "SaliencyProfileMean",
     "SaliencyStatistics",
+    "VictimAccuracy",
     "localization_scores",
     "psnr",
     "ssim",

@@ -1,5 +1,6 @@
 """Networks: classifiers with their normalisation inside, and the networks that REDRL is made of."""
 
+from lit_adv.models.attribution import Attribution, AttributionHeads
 from lit_adv.models.classifier import Classifier, classifier, load_classifier, save_classifier
 from lit_adv.models.features import VGGFeatures
 from lit_adv.models.frozen import fingerprint, freeze_
@@ -7,6 +8,8 @@ from lit_adv.models.redrl import AttackRecognizer, Reconstructor
 
 __all__ = [
     "AttackRecognizer",
+    "Attribution",
+    "AttributionHeads",
     "Classifier",
     "Reconstructor",
     "VGGFeatures",

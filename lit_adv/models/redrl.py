@@ -72,6 +72,7 @@ class AttackRecognizer(nn.Module):
             )
         else:
             raise ValueError(f"AttackRecognizer: network must be 'resnet18' or 'small', got '{network}'")
+        self.features = features
         self.head = nn.Sequential(nn.Linear(features, 32), nn.ReLU(inplace=True), nn.Linear(32, num_classes))
 
     def forward(self, inputs: Tensor) -> Tensor:

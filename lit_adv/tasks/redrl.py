@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from lit_adv.data import AdversarialBatch
 from lit_adv.metrics import RecognitionAccuracy, ReconstructionAccuracy
-from lit_adv.models import AttackRecognizer, Reconstructor, VGGFeatures, freeze_
+from lit_adv.models import AttackRecognizer, Attribution, AttributionHeads, Reconstructor, VGGFeatures, freeze_
+from lit_adv.tasks.attribution import (
+    AttributionScores,
+    AttributionTargets,
+    attribution_losses,
+    attribution_numbers,
+    grey_levels,
+)
 from lit_adv.tasks.resuming import apply_settings, changed_settings
 
 _SCHEDULE_FIELDS = ("learning_rate", "weight_decay", "warmup_epochs", "milestones")
@@ -28,11 +35,13 @@ class Recovery(NamedTuple):
         logits: ``(B, A)`` over the attack classes.
         reconstructed: ``(B, C, H, W)`` G's estimate of the clean image, not clamped; None without G.
         residual: ``(B, C, H, W)`` in [-1, 1], what the recogniser sees beside the image; None for ``inputs="image"``.
+        attribution: What the heads for victim and budget say; None without them.
     """
 
     logits: Tensor
     reconstructed: Tensor | None
     residual: Tensor | None
+    attribution: Attribution | None = None
 
 
 class REDRL(pl.LightningModule):
@@ -46,7 +55,7 @@ class REDRL(pl.LightningModule):
     Args:
         inputs: What Psi sees: ``residual`` and image (REDRL), the true ``delta`` and image, or the ``image`` alone (the
             paper's baselines of Table 3, which have no G).
-        phi: Name of the victim in L_IC; None takes the data module's first.
+        phi: Name of the victim in L_IC; None takes the data module's first that is not held out.
         width: Channels of G.
         blocks: Residual blocks of G.
         recognizer: Psi's trunk: ``resnet18``, or ``small`` for small images.
@@ -64,8 +73,12 @@ class REDRL(pl.LightningModule):
         milestones: The rate falls tenfold as these epochs (counted from 1) begin, under the paper's schedule.
         schedule: ``paper``, or ``onecycle`` over the whole run for short ones.
         compile: Whether G goes through ``torch.compile``: minutes before the first step, then quicker ones.
+        heads: What is learnt beside the attack, after Guo et al. 2023 (arXiv:2302.14059): the ``victim``, the
+            ``budget`` (log2 of the Linf radius, where the attack has one and is recognised), or both. L_AC and their
+            losses are then weighted by learnt variances (`lit_adv.tasks.attribution`).
         num_attacks: Attack classes, clean included; None takes the data module's.
         in_channels: Channels of the images; None takes the data module's.
+        num_victims: Victims that the ``victim`` head tells apart; None takes those that the data module trains on.
 
     Raises:
         ValueError: A field out of its range, or one that contradicts the data module or the checkpoint.
@@ -73,7 +86,7 @@ class REDRL(pl.LightningModule):
 
     monitor = "val/recognition"
     monitor_mode = "max"
-    architecture = ("inputs", "width", "blocks", "recognizer", "num_attacks", "in_channels")
+    architecture = ("inputs", "width", "blocks", "recognizer", "num_attacks", "in_channels", "heads", "num_victims")
 
     def __init__(
         self,
@@ -95,21 +108,27 @@ class REDRL(pl.LightningModule):
         milestones: tuple[int, ...] = (40, 70, 90),
         schedule: Literal["paper", "onecycle"] = "paper",
         compile: bool = False,
+        heads: tuple[Literal["victim", "budget"], ...] = (),
         num_attacks: int | None = None,
         in_channels: int | None = None,
+        num_victims: int | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self._changed: set[str] = set()
         self.hparams["milestones"] = list(milestones)
+        self.hparams["heads"] = list(heads)
         self._check()
         self.reconstructor: Reconstructor | None = None
         self.psi: AttackRecognizer | None = None
+        self.attribution: AttributionHeads | None = None
         self.results: dict[str, Any] = {}
         # frozen networks live outside the module tree: not saved, not trained, not put into train mode
         self._frozen: dict[str, nn.Module] = {}
         self._recognition: dict[str, RecognitionAccuracy] = {}
         self._reconstruction: ReconstructionAccuracy | None = None
+        self._scores: dict[str, AttributionScores] = {}
+        self._targets: AttributionTargets | None = None
         self._finite: Tensor | None = None
 
     def prepare_data(self) -> None:
@@ -130,10 +149,21 @@ class REDRL(pl.LightningModule):
             if self.hparams["inputs"] == "residual":
                 self.reconstructor = Reconstructor(channels, self.hparams["width"], self.hparams["blocks"])
             self.psi = AttackRecognizer(int(self.hparams["num_attacks"]), seen, self.hparams["recognizer"])
+            self.attribution = self._make_heads(self.psi.features)
         if self.reconstructor is not None and self.hparams["compile"]:
             self.reconstructor.compile()
         self.to(memory_format=torch.channels_last)  # faster on every device, in half precision above all
         self._make_features()
+
+    def _make_heads(self, features: int) -> AttributionHeads | None:
+        heads = self.hparams["heads"]
+        if not heads:
+            return None
+        victims = int(self.hparams["num_victims"]) if "victim" in heads else 0
+        made = AttributionHeads(features, int(self.hparams["num_attacks"]), victims, "budget" in heads)
+        if "budget" in heads and self._data() is not None:
+            made.set_budgets(AttributionTargets(self._data()).budgets)
+        return made
 
     def _make_features(self) -> None:
         if self._uses("features") and "features" not in self._frozen:
@@ -145,12 +175,16 @@ class REDRL(pl.LightningModule):
         data = self._data()
         if data is not None and not hasattr(data, "attack_classes"):
             raise ValueError("REDRL: needs an AdversarialDataModule as its data (`--data AdversarialDataModule`)")
-        if data is not None and (self.hparams["phi"] or data.victim_names[0]) not in data.victim_names:
+        if data is not None and (self.hparams["phi"] or data.trained_victims[0]) not in data.trained_victims:
+            apart = " that are not held out" if data.held_out else ""
             raise ValueError(
-                f"REDRL: phi must be one of the data module's victims ({', '.join(data.victim_names)}), got "
+                f"REDRL: phi must be one of the data module's victims{apart} ({', '.join(data.trained_victims)}), got "
                 f"{self.hparams['phi']!r}"
             )
-        for field, name in (("num_attacks", "attack_classes"), ("in_channels", "in_channels")):
+        fields = [("num_attacks", "attack_classes"), ("in_channels", "in_channels")]
+        if "victim" in self.hparams["heads"]:
+            fields.append(("num_victims", "trained_victims"))
+        for field, name in fields:
             found = getattr(data, name, None)
             found = len(found) if isinstance(found, list) else found
             given = self.hparams[field]
@@ -166,6 +200,20 @@ class REDRL(pl.LightningModule):
                     "use the attacks and images that the network was trained with)"
                 )
             self.hparams[field] = found if given is None else given
+        self._check_heads()
+
+    def _check_heads(self) -> None:
+        data = self._data()
+        if "victim" in self.hparams["heads"] and self.hparams["num_victims"] < 2:
+            raise ValueError(
+                "REDRL: heads: victim needs at least two victims to train on, got "
+                f"{self.hparams['num_victims']} (name more under data.victims, or leave the head out)"
+            )
+        if "budget" in self.hparams["heads"] and data is not None and not any(map(any, data.budgets.values())):
+            raise ValueError(
+                "REDRL: heads: budget needs an attack with a Linf radius, got "
+                f"{', '.join(data.attack_classes[1:])} (add one, or leave the head out)"
+            )
 
     def setup(self, stage: str) -> None:
         data = self._data()
@@ -173,11 +221,14 @@ class REDRL(pl.LightningModule):
             raise ValueError("REDRL: needs an AdversarialDataModule as its data (pass datamodule=...)")
         self._check_data()
         if "phi" not in self._frozen:
-            self._frozen["phi"] = data.victim(self.hparams["phi"] or data.victim_names[0])
+            self._frozen["phi"] = data.victim(self.hparams["phi"] or data.trained_victims[0])
         classes, victims = data.attack_classes, data.victim_names
         weights = [PAPER_WEIGHTS[one] for one in classes] if set(classes) == set(PAPER_WEIGHTS) else None
         self._recognition = {split: RecognitionAccuracy(classes, weights) for split in ("val", "test")}
         self._reconstruction = ReconstructionAccuracy(victims, classes)
+        heads = tuple(self.hparams["heads"])
+        self._scores = {split: AttributionScores(data, heads, apart=split == "test") for split in ("val", "test")}
+        self._targets = AttributionTargets(data)
 
     def set_frozen(self, phi: nn.Module | None = None, features: nn.Module | None = None) -> None:
         """Gives Phi or F by hand, where there is no data module or another feature network; freezes them."""
@@ -205,16 +256,24 @@ class REDRL(pl.LightningModule):
         assert self.psi is not None
         images = images.to(next(self.psi.parameters()).dtype)  # bfloat16 where the trainer's precision is bf16-true
         if self.hparams["inputs"] == "image":
-            return Recovery(self.psi(images), None, None)
+            return self._recognise(images, None, None)
         if self.hparams["inputs"] == "delta":
             if clean is None:
                 raise ValueError('REDRL: inputs="delta" needs the clean images as well, got None')
             delta = images - clean.to(images.dtype)
-            return Recovery(self.psi(torch.cat([delta, images], 1)), None, delta)
+            return self._recognise(torch.cat([delta, images], 1), None, delta)
         assert self.reconstructor is not None
         reconstructed = self.reconstructor(images)
         residual = images - reconstructed.clamp(0, 1)
-        return Recovery(self.psi(torch.cat([residual, images], 1)), reconstructed, residual)
+        return self._recognise(torch.cat([residual, images], 1), reconstructed, residual)
+
+    def _recognise(self, seen: Tensor, reconstructed: Tensor | None, residual: Tensor | None) -> Recovery:
+        assert self.psi is not None
+        if self.attribution is None:
+            return Recovery(self.psi(seen), reconstructed, residual)
+        features = self.psi.trunk(seen)
+        logits = self.psi.head(features)
+        return Recovery(logits, reconstructed, residual, self.attribution(features, logits.argmax(1)))
 
     def losses(self, batch: AdversarialBatch, recovery: Recovery) -> dict[str, Tensor]:
         """The loss and its parts, before their weights; a part whose weight is 0 is not computed.
@@ -222,11 +281,20 @@ class REDRL(pl.LightningModule):
         Returns:
             ``loss``; ``attack`` (L_AC, equation 4), ``reconstruction`` (L_R: absolute differences summed over an
             image, averaged over the batch), ``features`` (L_F: 2-norm of the difference of F's maps),
-            ``classification`` (L_IC). Sums are in float32.
+            ``classification`` (L_IC); with heads, ``victim`` and ``budget`` (`attribution_losses`). Sums are in
+            float32.
         """
         smoothing = float(self.hparams["label_smoothing"])
         parts = {"attack": F.cross_entropy(recovery.logits.float(), batch.attack, label_smoothing=smoothing)}
         loss = parts["attack"]
+        if self.attribution is not None and recovery.attribution is not None:
+            if self._targets is None:
+                raise ValueError("REDRL: the heads' losses need an AdversarialDataModule (pass datamodule=...)")
+            answers = self._targets.of(batch)
+            loss, said = attribution_losses(
+                self.attribution, recovery.logits, recovery.attribution, batch.attack, *answers, smoothing
+            )
+            parts |= said
         if recovery.reconstructed is not None:
             made = recovery.reconstructed.float()
             if self._uses("reconstruction"):
@@ -283,8 +351,9 @@ class REDRL(pl.LightningModule):
         self._report("test")
 
     def configure_optimizers(self) -> Any:
-        decayed = [p for name, p in self.named_parameters() if not name.endswith("bias")]
-        plain = [p for name, p in self.named_parameters() if name.endswith("bias")]
+        spared = ("bias", "log_variances")
+        decayed = [p for name, p in self.named_parameters() if not name.endswith(spared)]
+        plain = [p for name, p in self.named_parameters() if name.endswith(spared)]
         rate = float(self.hparams["learning_rate"])
         optimizer = torch.optim.Adam(
             [
@@ -321,6 +390,7 @@ class REDRL(pl.LightningModule):
         data = self._data()
         if data is not None:
             checkpoint["attack_classes"] = list(data.attack_classes)
+            checkpoint["trained_victims"] = list(data.trained_victims)
             if hasattr(data, "victim_fingerprints"):
                 checkpoint["victims"] = data.victim_fingerprints()
 
@@ -328,6 +398,7 @@ class REDRL(pl.LightningModule):
         stored = checkpoint.get("redrl")
         if stored is None:
             raise ValueError("REDRL: the checkpoint is not one of a REDRL network (give one that REDRL has saved)")
+        stored = {"heads": [], "num_victims": None, **stored}  # which older checkpoints do not know
         for field in self.architecture:
             if self.hparams[field] is not None and stored[field] != self.hparams[field]:
                 raise ValueError(
@@ -348,6 +419,12 @@ class REDRL(pl.LightningModule):
             raise ValueError(
                 f"REDRL: the data module's attack classes are {', '.join(data.attack_classes)}, but the checkpoint was "
                 f"trained on {', '.join(trained)} (use the same attacks in the same order)"
+            )
+        victims = checkpoint.get("trained_victims")
+        if data is not None and "victim" in self.hparams["heads"] and list(data.trained_victims) != victims:
+            raise ValueError(
+                f"REDRL: the data module trains on the victims {', '.join(data.trained_victims)}, but the checkpoint's "
+                f"victim head knows {', '.join(victims or [])} (use the same victims and held_out)"
             )
 
     def _compare_victims(self, trained: dict[str, str] | None) -> None:
@@ -380,15 +457,20 @@ class REDRL(pl.LightningModule):
         return self.reconstructor is not None and self.trainer.state.fn != "fit"
 
     def _outputs(self, recovery: Recovery) -> dict[str, Tensor | None]:
-        made = recovery.reconstructed
-        return {
+        made, said = recovery.reconstructed, recovery.attribution
+        outputs = {
             "reconstructed": None if made is None else made.clamp(0, 1),
             "residual": recovery.residual,
             "prediction": recovery.logits.argmax(1),
         }
+        if said is not None:
+            outputs["victim"] = None if said.victim is None else said.victim.argmax(1)
+            outputs["budget"] = None if said.budget is None else grey_levels(said.budget) / 255
+        return outputs
 
     def _begin(self, split: str) -> None:
         self._recognition[split].to(self.device).reset()
+        self._scores[split].reset(self.device)
         if self._reconstruction is not None:
             self._reconstruction.to(self.device).reset()
 
@@ -397,6 +479,7 @@ class REDRL(pl.LightningModule):
         outputs = self._outputs(recovery)
         assert outputs["prediction"] is not None
         self._recognition[split].update(outputs["prediction"], batch.attack)
+        self._scores[split].update(batch, outputs["prediction"], recovery.attribution)
         if outputs["reconstructed"] is not None and self._asks_victims:
             self._ask_victims(batch, outputs["reconstructed"])
         return outputs
@@ -444,6 +527,8 @@ class REDRL(pl.LightningModule):
             },
             "crafting": data.report(split),
         }
+        beside = self._scores[split].results()
+        self.results |= beside
         # equal on every rank already: the metrics have been reduced
         self.log(f"{split}/recognition", found["macro"], prog_bar=True, sync_dist=True)
         numbers = {f"{split}/recognition_micro": found["micro"]}
@@ -454,7 +539,7 @@ class REDRL(pl.LightningModule):
             for name, cell in row.items():
                 numbers[f"{split}/accuracy_before/{victim}/{name}"] = cell["before"]
                 numbers[f"{split}/accuracy_after/{victim}/{name}"] = cell["after"]
-        self.log_dict(numbers, sync_dist=True)
+        self.log_dict(numbers | attribution_numbers(beside, split), sync_dist=True)
 
     def _stop_if_not_finite(self, batch_idx: int | None) -> None:
         # looked at a step late, when the device has long computed it: no wait in the step itself
@@ -478,6 +563,8 @@ class REDRL(pl.LightningModule):
             raise ValueError(f"REDRL: label_smoothing must be in [0, 1), got {fields['label_smoothing']}")
         if not fields["learning_rate"] > 0:
             raise ValueError(f"REDRL: learning_rate must be greater than 0, got {fields['learning_rate']}")
+        if len(set(fields["heads"])) < len(fields["heads"]) or not set(fields["heads"]) <= {"victim", "budget"}:
+            raise ValueError(f"REDRL: heads must be some of victim and budget, each once, got {fields['heads']}")
         for field, known in (("inputs", ("residual", "delta", "image")), ("schedule", ("paper", "onecycle"))):
             if fields[field] not in known:
                 raise ValueError(f"REDRL: {field} must be one of {', '.join(known)}, got {fields[field]!r}")

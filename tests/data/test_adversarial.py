@@ -567,3 +567,71 @@ def test_no_warnings_from_read_only_arrays(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         everything(module(tmp_path))
+
+
+def victims_shown(data, split):
+    return {(attack, victim) for _, attack, _, victim in everything(data, split) if attack}
+
+
+@pytest.mark.parametrize("changes", [{}, {"variants": 3}, {"paired": True}])
+def test_a_victim_held_out_is_shown_in_the_test_alone(changes):
+    data = module(held_out=("a",), **changes)
+    assert data.victim_names == ["a", "b"]
+    assert data.trained_victims == ["b"]
+    shown = set()
+    for _ in range(4):
+        shown |= victims_shown(data, "train")
+    assert shown == {(1, 1), (2, 1)}
+    assert victims_shown(data, "val") == {(1, 1), (2, 1)}
+    assert len(everything(data, "val")) == 9 * (1 + 3)
+    assert victims_shown(data, "test") == {(1, 0), (1, 1), (2, 0), (2, 1)}
+
+
+def test_holding_a_victim_out_changes_no_image_of_the_others():
+    whole, less = everything(module(), "test"), everything(module(held_out=("a",)), "test")
+    assert whole.keys() == less.keys()
+    assert all(torch.equal(whole[key][1], less[key][1]) for key in whole)
+    seen = everything(module(held_out=("a",)), "val")
+    every = everything(module(), "val")
+    assert all(torch.equal(value[1], every[key][1]) for key, value in seen.items())
+
+
+def test_prefill_crafts_nothing_of_a_victim_held_out_but_for_the_test(tmp_path, capsys):
+    data = module(tmp_path, held_out=("b",))
+    data.prepare_data()
+    data.setup()
+    data.prefill(("train", "val"))
+    out = capsys.readouterr().out
+    assert "on a (train)" in out
+    assert "on b" not in out
+    data.prefill(("test",))
+    assert "pgd/4 on b (test)" in capsys.readouterr().out
+
+
+def test_families_and_budgets_come_from_the_attacks():
+    given = {
+        "pgd/linf": PGD(eps=4 / 255),
+        "pgd/l2": PGD(norm="l2", eps=1),
+        "few/a": PGD(norm="l0", eps=3),
+        "few/b": PGD(),
+        "deepfool": DeepFool(),
+    }
+    data = module(attacks=given)
+    assert data.attack_families == {"pgd": "iterative", "few": "mixed", "deepfool": "minimal_norm"}
+    assert data.budgets == {"pgd": [4 / 255, None], "few": [None, 8 / 255], "deepfool": [None]}
+    named = module(attacks=given, families={"few": "mine"})
+    assert named.attack_families == {"pgd": "iterative", "few": "mine", "deepfool": "minimal_norm"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"held_out": ("c",)}, r"held_out must name some of the victims \(a, b\) .*, got c"),
+        ({"held_out": ("a", "b")}, "leave at least one to train on, got a, b"),
+        ({"families": {"clean": "x"}}, r"families must give names to attack classes \(pgd, fgsm\), got 'clean': 'x'"),
+        ({"families": {"pgd": ""}}, "got 'pgd': ''"),
+    ],
+)
+def test_bad_names_are_refused(changes, message):
+    with pytest.raises(ValueError, match=f"AdversarialDataModule: .*{message}"):
+        module(**changes)

@@ -8,12 +8,15 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from lit_adv.metrics import (
+    BudgetError,
     FoolingRate,
+    HierarchicalRecognition,
     LocalizationScores,
     MeanPSNR,
     MeanSSIM,
     RecognitionAccuracy,
     ReconstructionAccuracy,
+    VictimAccuracy,
     ssim_map,
 )
 from lit_adv.metrics.checks import check_indices
@@ -68,7 +71,15 @@ def _values(columns: torch.Tensor) -> dict[str, torch.Tensor]:
     recognition.update(label, attack)
     reconstruction.update(before, after, label, attack, label % 2)
     fooling.update(before, after)
+    hierarchy = HierarchicalRecognition(["clean", "pgd", "cw"], {"pgd": "gradient", "cw": "gradient"})
+    hierarchy.update(label, attack)
+    victim = VictimAccuracy(["clean", "pgd", "cw"], ["v", "w", "x"], ["v", "w"])
+    victim.update(label % 2, attack, before - (attack == 0).long())
+    budget = BudgetError(["clean", "pgd", "cw"])
+    budget.update(1.0 + after, torch.where(attack == 0, torch.nan, 2.0 + before), label, attack)
+    more = {"hierarchy": hierarchy, "victim": victim, "budget": budget}
     return {
+        **{f"{name} {key}": value for name, metric in more.items() for key, value in metric.compute().items()},
         **recognition.compute(),
         "reconstruction": reconstruction.compute(),
         "fooling": fooling.compute(),
