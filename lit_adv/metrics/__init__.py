@@ -1,5 +1,6 @@
 """Numbers over a data set, as torchmetrics: counts and sums, so that any number of processes agrees."""
 
+from lit_adv.metrics.calibration import AnsweredAccuracy, Calibration, LogitCalibration, calibrated, fit_temperature
 from lit_adv.metrics.fooling import FoolingRate
 from lit_adv.metrics.localization import LocalizationScores, localization_scores
 from lit_adv.metrics.recognition import RecognitionAccuracy
@@ -10,8 +11,11 @@ from lit_adv.metrics.signal_to_noise import MeanPSNR, psnr
 from lit_adv.metrics.structural_similarity import MeanSSIM, ssim, ssim_map
 
 __all__ = [
+    "AnsweredAccuracy",
+    "Calibration",
     "FoolingRate",
     "LocalizationScores",
+    "LogitCalibration",
     "MeanPSNR",
     "MeanSSIM",
     "RecognitionAccuracy",
@@ -19,6 +23,8 @@ __all__ = [
     "RobustAccuracy",
     "SaliencyProfileMean",
     "SaliencyStatistics",
+    "calibrated",
+    "fit_temperature",
     "localization_scores",
     "psnr",
     "ssim",
