@@ -9,6 +9,7 @@ from lit_adv.data.folder import ImageFolder
 from lit_adv.data.image_datamodule import ImageDataModule
 from lit_adv.data.imagenet import ImageNet
 from lit_adv.data.mnist import MNIST, FashionMNIST
+from lit_adv.data.picture_folder import PictureBatch, PictureFile, PictureFolder, read_picture
 from lit_adv.data.tiny_imagenet import TinyImageNet
 
 __all__ = [
@@ -23,7 +24,11 @@ __all__ = [
     "ImageDataModule",
     "ImageFolder",
     "ImageNet",
+    "PictureBatch",
+    "PictureFile",
+    "PictureFolder",
     "TinyImageNet",
     "load_attack",
+    "read_picture",
     "save_attack",
 ]
