@@ -4,6 +4,7 @@ from lit_adv.data.adversarial import AdversarialBatch, AdversarialDataModule
 from lit_adv.data.arrays import Arrays
 from lit_adv.data.attack_files import load_attack, save_attack
 from lit_adv.data.cifar import CIFAR10, CIFAR100
+from lit_adv.data.degradation import Degradation
 from lit_adv.data.digits import Digits
 from lit_adv.data.folder import ImageFolder
 from lit_adv.data.image_datamodule import ImageDataModule
@@ -19,6 +20,7 @@ __all__ = [
     "AdversarialBatch",
     "AdversarialDataModule",
     "Arrays",
+    "Degradation",
     "Digits",
     "FashionMNIST",
     "ImageDataModule",

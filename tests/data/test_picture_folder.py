@@ -26,7 +26,7 @@ def folder(tmp_path):
     (tmp_path / "deep" / "er").mkdir(parents=True)
     Image.fromarray(RGB).save(tmp_path / "deep" / "er" / "PHOTO.JPG", quality=95)
     Image.fromarray(RGB[..., 0]).save(tmp_path / "grey.png")
-    Image.fromarray((RGB[..., 0].astype(np.uint16) * 257)).save(tmp_path / "sixteen.png")
+    Image.fromarray(RGB[..., 0].astype(np.uint16) * 257).save(tmp_path / "sixteen.png")
     alpha = np.dstack([RGB, np.full((6, 9), 77, np.uint8)])
     Image.fromarray(alpha).save(tmp_path / "alpha.png")
     frames = [Image.fromarray(RGB).quantize(16), Image.fromarray(255 - RGB).quantize(16)]
