@@ -75,7 +75,7 @@ class PictureFolder(pl.LightningDataModule):
         path: The folder, or a single file.
         batch_size: Most pictures a batch and process; fewer where they are large.
         num_workers: Processes that read files.
-        max_pixels: Larger pictures are not looked at: one takes some 40 bytes a pixel.
+        max_pixels: Larger pictures are not looked at: one takes some 70 bytes a pixel.
         in_channels: 3 for colour, 1 for grey; None takes what the trainer's network was trained on, else 3.
 
     Attributes:
