@@ -100,7 +100,9 @@ def predict(tmp_path, monkeypatch, capsys):
 
 
 def test_a_folder_and_a_checkpoint_are_enough(predict, checkpoint, folder):
-    code, out, err, made = predict("--config", "configs/identify.yaml", "--ckpt_path", checkpoint, "--data.path", folder)
+    code, out, err, made = predict(
+        "--config", "configs/identify.yaml", "--ckpt_path", checkpoint, "--data.path", folder
+    )
     assert code == 0, err
     rows = table(made / "identified.csv")
     assert len(rows) == 10
@@ -145,7 +147,9 @@ def test_a_checkpoint_without_calibration_says_so(predict, checkpoint, folder, t
     content = torch.load(checkpoint, weights_only=True)
     content["calibration"] = None
     torch.save(content, tmp_path / "old.ckpt")
-    code, out, err, made = predict("--config", "configs/identify.yaml", "--ckpt_path", "old.ckpt", "--data.path", folder)
+    code, out, err, made = predict(
+        "--config", "configs/identify.yaml", "--ckpt_path", "old.ckpt", "--data.path", folder
+    )
     assert code == 0, err
     assert NOT_CALIBRATED in " ".join(out.split())
     stored = json.loads((made / "identified.json").read_text())
@@ -234,23 +238,23 @@ def test_bad_fields_are_refused_by_name(field, value):
 
 
 @pytest.mark.slow
-def test_two_ranks_write_one_table(checkpoint, folder, tmp_path):
+def test_two_ranks_write_one_table(predict, checkpoint, folder, tmp_path):
+    arguments = ["--config", "configs/identify.yaml", "--ckpt_path", checkpoint, "--data.path", folder]
+    assert predict(*arguments, "--run_dir=one")[0] == 0
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     for variable in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED"):
         environment.pop(variable, None)
-    command = [sys.executable, "-m", "lit_adv", "predict", "--config", "configs/identify.yaml", "--ckpt_path", checkpoint]
-    command += ["--data.path", folder, "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
-    for name, more in (("one", []), ("two", ["--trainer.devices=2", "--trainer.strategy=ddp"])):
-        finished = subprocess.run(
-            [*map(str, command), f"--run_dir={name}", *more],
-            capture_output=True,
-            text=True,
-            timeout=280,
-            env=environment,
-            cwd=tmp_path,
-        )
-        assert finished.returncode == 0, finished.stderr[-3000:]
-        assert finished.stdout.count("Identified, 10 files") == 1
+    command = [sys.executable, "-m", "lit_adv", "predict", *map(str, arguments), "--run_dir=two"]
+    finished = subprocess.run(
+        [*command, "--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env=environment,
+        cwd=tmp_path,
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert finished.stdout.count("Identified, 10 files") == 1
     one, two = (table(tmp_path / name / "identify" / "identified.csv") for name in ("one", "two"))
     assert list(one) == list(two)
     for name, row in one.items():
