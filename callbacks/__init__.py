@@ -2,6 +2,7 @@
 
 from .confusion_matrix import ConfusionMatrix
 from .figures import log_figure
+from .identification import IdentificationWriter
 from .input_saliency import InputSaliency
 from .reconstruction_grid import ReconstructionGrid
 from .results_table import ResultsTable
@@ -12,6 +13,7 @@ from .ssim_precision import SSIMPrecision
 
 __all__ = [
     "ConfusionMatrix",
+    "IdentificationWriter",
     "InputSaliency",
     "RunProgress",
     "ReconstructionGrid",

@@ -26,12 +26,12 @@ from .tables import percent, plain_table
 class ResultsTable(pl.Callback):
     """Prints the results of a test and writes them to `results.csv` and `results.json` in the run folder.
 
-    The tables: recognition per attack class; where there is something to tell, recognition by family, with victims held
-    out apart, the victims named and the budgets estimated; accuracy of each victim before and after reconstruction;
-    success of the attacks before and after rounding to 8 bits. They come as the last output of the test and fit 80
-    columns. The CSV has one number a row (section, attack, setting, victim, metric, value, count), where `count` is the
-    number of images behind the value; the JSON is `results` of the task, with null for nan. Weights & Biases gets the
-    tables as well. A task without `results` gets a warning and no table.
+    The tables: recognition per attack class; how much is answered and how much is unknown; where there is something to
+    tell, recognition by family, with victims held out apart, the victims named and the budgets estimated; accuracy of
+    each victim before and after reconstruction; success of the attacks before and after rounding to 8 bits. They come
+    as the last output of the test and fit 80 columns. The CSV has one number a row (section, attack, setting, victim,
+    metric, value, count), where `count` is the number of images behind the value; the JSON is `results` of the task,
+    with null for nan. Weights & Biases gets the tables as well. A task without `results` gets a warning and no table.
     """
 
     COLUMNS = ("section", "attack", "setting", "victim", "metric", "value", "count")
@@ -108,6 +108,14 @@ def _tidy(results: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         if recognition.get(metric) is not None:
             rows.append(("recognition", "", "", "", metric, recognition[metric], sum(counts.values())))
     rows += attribution_rows(results)
+    calibration = results.get("calibration") or {}
+    for metric, value in calibration.items():
+        if metric not in ("test", "images"):
+            rows.append(("calibration", "", "", "", metric, value, calibration["images"]))
+    scores = calibration.get("test") or {}
+    for metric in ("coverage", "accuracy_answered", "accuracy", "calibration_error"):
+        if scores:
+            rows.append(("answers", "", "", "", metric, scores[metric], scores["images"]))
     for victim, attacks in (results.get("reconstruction") or {}).items():
         for attack, cell in attacks.items():
             for when in ("before", "after"):
@@ -123,6 +131,8 @@ def _tables(results: Mapping[str, Any], console: Console) -> Iterable[Table]:
     if results.get("recognition"):
         yield _recognition(results["recognition"])
     yield from attribution_tables(results)
+    if (results.get("calibration") or {}).get("test"):
+        yield _answers(results["calibration"])
     if results.get("reconstruction"):
         yield from _reconstruction(results["reconstruction"], console.width)
     if results.get("crafting"):
@@ -139,6 +149,20 @@ def _recognition(recognition: Mapping[str, Any]) -> Table:
     table.add_row("macro (all classes alike)", total, percent(recognition["macro"]), style="bold")
     if recognition.get("weighted") is not None:
         table.add_row("weighted (the paper's Total)", total, percent(recognition["weighted"]))
+    return table
+
+
+def _answers(calibration: Mapping[str, Any]) -> Table:
+    scores = calibration["test"]
+    table = plain_table("Answers, where the probability is high enough", "", ("validation", "test"))
+    table.add_row("answered, not unknown", percent(calibration["achieved"]), percent(scores["coverage"]))
+    table.add_row("right where answered", "", percent(scores["accuracy_answered"]))
+    table.add_row("expected calibration error", "", percent(scores["calibration_error"]))
+    if calibration["temperature"] is None:
+        table.caption = "not calibrated: temperature 1, all is answered"
+    else:
+        asked, threshold = percent(calibration["coverage"]), percent(calibration["threshold"])
+        table.caption = f"asked {asked}; threshold {threshold}, temperature {calibration['temperature']:.3g}"
     return table
 
 

@@ -29,7 +29,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 import lit_adv.attacks
 import lit_adv.callbacks
 import lit_adv.data
-import lit_adv.tasks  # noqa: F401
+import lit_adv.tasks
 from lit_adv import bolts, runs
 from lit_adv.attacks import Attack, Radius, Region
 from lit_adv.compose import ConfigError, compose, display_name, expand_arguments, is_packaged, load_text
@@ -178,6 +178,8 @@ class AdvCLI(LightningCLI):
             raise ConfigError(self._needs_checkpoint(given))
         self._check_victims()
         self._checkpoint = self._read_checkpoint()
+        if not fitting:
+            self._take_from_checkpoint()
         self._compare(facts={})
         self._choose_folder(given)
         self._saved = self._resolved()
@@ -253,7 +255,8 @@ class AdvCLI(LightningCLI):
 
     def after_predict(self) -> None:
         """Says where predictions are, if anywhere."""
-        kept = any(isinstance(callback, BasePredictionWriter) for callback in getattr(self.trainer, "callbacks", []))
+        writers = (BasePredictionWriter, lit_adv.callbacks.IdentificationWriter)
+        kept = any(isinstance(callback, writers) for callback in getattr(self.trainer, "callbacks", []))
         if self.is_rank_zero and not kept:
             print(
                 "the predictions were not kept (a BasePredictionWriter of Lightning's in trainer.callbacks keeps them)"
@@ -378,7 +381,22 @@ class AdvCLI(LightningCLI):
             content = runs.read_checkpoint(Path(path))
         except (OSError, ValueError) as error:
             raise ConfigError(str(error)) from error
-        return {key: content[key] for key in ("config", "data", "epoch", "global_step") if key in content}
+        kept = ("config", "data", "epoch", "global_step", "hyper_parameters")
+        return {key: content[key] for key in kept if key in content}
+
+    def _take_from_checkpoint(self) -> None:
+        """Gives the model that is evaluated the checkpoint's value of each plain field that nobody has named."""
+        model, checkpoint = self.options.model, self._checkpoint or {}
+        trained = checkpoint.get("config", {}).get("model", {}).get("class_path", model.class_path)
+        arguments = model.get("init_args")
+        if trained != model.class_path or not isinstance(arguments, Namespace):
+            return
+        named = _tree(self.arguments[1:]).get("model")
+        named = named if isinstance(named, dict) else {}
+        named = {**named, **(named.get("init_args") or {})}
+        for field, value in checkpoint.get("hyper_parameters", {}).items():
+            if field in arguments and field not in named and isinstance(value, bool | int | float | str | list | None):
+                arguments[field] = value
 
     def _compare(self, facts: dict[str, Any]) -> None:
         if not self._checkpoint:

@@ -56,6 +56,12 @@ def explain(message: str, parser: argparse.ArgumentParser, tree: Mapping[str, An
         tree: The config that was parsed, files and command line together, as nested mappings.
     """
     if missing := re.search(r"the following arguments are required: (.*)", message):
+        inside = re.search(
+            r'Parser key "([^"]+)":(?:.|\n)*Problem with given class_path .*\.(\w+)\':', message[: missing.start()]
+        )
+        if inside:
+            option = f"{inside[1]}.{missing[1].split(', ')[0]}"
+            return f"{option} must be given, {inside[2]} needs it (--{option}=VALUE)"
         names = ", ".join(name.rpartition(".")[2] for name in missing[1].split(", "))
         return f"{names} must be given (--config FILE names them; configs/ has one file a job)"
     data = tree.get("data")

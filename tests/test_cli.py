@@ -419,6 +419,21 @@ def test_the_command_line_beats_the_checkpoint(run, trained):
     assert CountingData.seen.attacks["pgd/4"].steps == 9
 
 
+def test_what_no_config_names_comes_from_the_checkpoint(run, tmp_path):
+    wide = ["--model.width=7", "--model.learning_rate=0.3", "--run_dir=wide"]
+    assert run("fit", "--config", "toy.yaml", *wide).code == 0
+    checkpoint = "--ckpt_path=wide/checkpoints/best.ckpt"
+    result = run("test", "--config", "toy.yaml", checkpoint, "--model.learning_rate=0.1", "--run_dir=here")
+    assert result.code == 0, result.err
+    model = yaml.safe_load((tmp_path / "here" / "config.yaml").read_text())["model"]["init_args"]
+    assert (model["width"], model["learning_rate"]) == (7, 0.1)
+    result = run("test", "--config", "toy.yaml", checkpoint, "--model.init_args.width=8")
+    assert "model.init_args.width is 7 in the checkpoint and 8 now" in result.err
+    # to train on is another matter: there the config is in charge
+    result = run("fit", "--config", "toy.yaml", checkpoint, "--run_dir=wide")
+    assert "model.init_args.width is 7 in the checkpoint and 4 now" in result.err
+
+
 def test_testing_with_another_seed_is_no_error_with_another_architecture_is(run, trained):
     assert run("test", "--config", trained, "--ckpt_path=best", "--seed_everything=3").code == 0
     result = run("test", "--config", trained, "--ckpt_path=best", "--model.width=9")

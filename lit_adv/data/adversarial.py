@@ -32,6 +32,7 @@ from lit_adv.data.batches import (
     batches_trained,
 )
 from lit_adv.data.cache import AdversarialCache
+from lit_adv.data.degradation import Degradation
 from lit_adv.data.sampling import rank_and_world
 from lit_adv.models import fingerprint, freeze_, load_classifier
 
@@ -106,6 +107,9 @@ class AdversarialDataModule(pl.LightningDataModule):
             been learnt is tried on networks that nothing was learnt from, nor chosen by.
         families: The family of an attack class in hierarchical scores, where it is not what its attacks say
             (`lit_adv.attacks.attack_family`; ``mixed`` where they disagree).
+        degradation: Resizing and JPEG after crafting, in training and validation, the same for clean and adversarial
+            image; another one each epoch in training, always the same one of a version in validation. The test set
+            stays as it is.
 
     Raises:
         ValueError: A field out of its range, a name that is there twice, victims that do not fit the data.
@@ -132,6 +136,7 @@ class AdversarialDataModule(pl.LightningDataModule):
         augment: bool = False,
         held_out: tuple[str, ...] = (),
         families: dict[str, str] | None = None,
+        degradation: Degradation | None = None,
     ) -> None:
         super().__init__()
         self.source = source
@@ -152,6 +157,7 @@ class AdversarialDataModule(pl.LightningDataModule):
         self.augment = augment
         self.held_out = tuple(held_out)
         self.families = dict(families or {})
+        self.degradation = degradation
         self._given = dict(victims)
         self._check()
 
@@ -452,7 +458,18 @@ class AdversarialDataModule(pl.LightningDataModule):
             seeds = mix(raw.index + mix_int(self.seed, epoch, 3))
             flips = getattr(self.source, "flips", True)  # a mirrored digit is another character
             clean, adversarial = (_shift_and_flip(each, seeds, flips) for each in (clean, adversarial))
+        if self.degradation is not None and raw.split != "test":
+            clean, adversarial = self.degradation(self._degradation_seeds(raw, epoch), clean, adversarial)
         return AdversarialBatch(clean, adversarial, raw.label, raw.attack, raw.setting, raw.victim, raw.index)
+
+    def _degradation_seeds(self, raw: _Raw, epoch: int) -> Tensor:
+        """A seed of each row: of the image and, in validation, the version; alike in the versions of a paired batch."""
+        if raw.split == "train":
+            return mix(raw.index + mix_int(self.seed, epoch, 5))
+        version = torch.stack([raw.attack, raw.setting, raw.victim], 1) * torch.tensor(
+            [1_000_003, 10_007, 101], device=raw.attack.device
+        )
+        return mix(mix(raw.index + mix_int(self.seed, 6)) + version.sum(1))
 
     def _count(self, raw: _Raw, flags: Tensor) -> None:
         if raw.split not in self._counts:

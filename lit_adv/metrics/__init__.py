@@ -1,6 +1,7 @@
 """Numbers over a data set, as torchmetrics: counts and sums, so that any number of processes agrees."""
 
 from lit_adv.metrics.attribution import BudgetError, VictimAccuracy
+from lit_adv.metrics.calibration import AnsweredAccuracy, Calibration, LogitCalibration, calibrated, fit_temperature
 from lit_adv.metrics.fooling import FoolingRate
 from lit_adv.metrics.hierarchy import HierarchicalRecognition
 from lit_adv.metrics.localization import LocalizationScores, localization_scores
@@ -13,9 +14,12 @@ from lit_adv.metrics.structural_similarity import MeanSSIM, ssim, ssim_map
 
 __all__ = [
     "BudgetError",
+    "AnsweredAccuracy",
+    "Calibration",
     "FoolingRate",
     "HierarchicalRecognition",
     "LocalizationScores",
+    "LogitCalibration",
     "MeanPSNR",
     "MeanSSIM",
     "RecognitionAccuracy",
@@ -24,6 +28,8 @@ __all__ = [
     "SaliencyProfileMean",
     "SaliencyStatistics",
     "VictimAccuracy",
+    "calibrated",
+    "fit_temperature",
     "localization_scores",
     "psnr",
     "ssim",

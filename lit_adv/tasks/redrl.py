@@ -11,8 +11,8 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lit_adv.data import AdversarialBatch
-from lit_adv.metrics import RecognitionAccuracy, ReconstructionAccuracy
+from lit_adv.data import AdversarialBatch, PictureBatch, PictureFolder
+from lit_adv.metrics import Calibration, RecognitionAccuracy, ReconstructionAccuracy
 from lit_adv.models import AttackRecognizer, Attribution, AttributionHeads, Reconstructor, VGGFeatures, freeze_
 from lit_adv.tasks.attribution import (
     AttributionScores,
@@ -20,6 +20,14 @@ from lit_adv.tasks.attribution import (
     attribution_losses,
     attribution_numbers,
     grey_levels,
+)
+from lit_adv.tasks.identification import (
+    NOT_CALIBRATED,
+    Calibrator,
+    Identification,
+    check_inputs,
+    identify,
+    keep_calibration,
 )
 from lit_adv.tasks.resuming import apply_settings, changed_settings
 
@@ -79,6 +87,10 @@ class REDRL(pl.LightningModule):
         num_attacks: Attack classes, clean included; None takes the data module's.
         in_channels: Channels of the images; None takes the data module's.
         num_victims: Victims that the ``victim`` head tells apart; None takes those that the data module trains on.
+        coverage: Share of the validation images that `identify` shall answer; the least confident rest is ``unknown``.
+
+    Attributes:
+        attack_classes: Names of the classes, from the data module or the checkpoint.
 
     Raises:
         ValueError: A field out of its range, or one that contradicts the data module or the checkpoint.
@@ -112,6 +124,7 @@ class REDRL(pl.LightningModule):
         num_attacks: int | None = None,
         in_channels: int | None = None,
         num_victims: int | None = None,
+        coverage: float = 0.95,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -123,6 +136,8 @@ class REDRL(pl.LightningModule):
         self.psi: AttackRecognizer | None = None
         self.attribution: AttributionHeads | None = None
         self.results: dict[str, Any] = {}
+        self.attack_classes: list[str] | None = None
+        self.calibrator = Calibrator(coverage)
         # frozen networks live outside the module tree: not saved, not trained, not put into train mode
         self._frozen: dict[str, nn.Module] = {}
         self._recognition: dict[str, RecognitionAccuracy] = {}
@@ -133,6 +148,9 @@ class REDRL(pl.LightningModule):
 
     def prepare_data(self) -> None:
         """Refuses what does not fit the data, and fetches F's weights, before the data module crafts for hours."""
+        if self._identifies:
+            check_inputs(self.hparams["inputs"])
+            return
         self._check_data(complete=False)
         self._make_features()
 
@@ -153,7 +171,6 @@ class REDRL(pl.LightningModule):
         if self.reconstructor is not None and self.hparams["compile"]:
             self.reconstructor.compile()
         self.to(memory_format=torch.channels_last)  # faster on every device, in half precision above all
-        self._make_features()
 
     def _make_heads(self, features: int) -> AttributionHeads | None:
         heads = self.hparams["heads"]
@@ -216,13 +233,18 @@ class REDRL(pl.LightningModule):
             )
 
     def setup(self, stage: str) -> None:
+        if self._identifies and stage == "predict":
+            return
         data = self._data()
         if data is None:
             raise ValueError("REDRL: needs an AdversarialDataModule as its data (pass datamodule=...)")
         self._check_data()
         if "phi" not in self._frozen:
             self._frozen["phi"] = data.victim(self.hparams["phi"] or data.trained_victims[0])
+        if stage == "fit":
+            self._make_features()
         classes, victims = data.attack_classes, data.victim_names
+        self.attack_classes = list(classes)
         weights = [PAPER_WEIGHTS[one] for one in classes] if set(classes) == set(PAPER_WEIGHTS) else None
         self._recognition = {split: RecognitionAccuracy(classes, weights) for split in ("val", "test")}
         self._reconstruction = ReconstructionAccuracy(victims, classes)
@@ -238,6 +260,8 @@ class REDRL(pl.LightningModule):
 
     def frozen(self, name: Literal["phi", "features"]) -> nn.Module:
         """Phi or F, on this module's device."""
+        if name == "features":
+            self._make_features()
         if name not in self._frozen:
             raise ValueError(f"REDRL: there is no {name} yet (it comes with the data module, or give it to set_frozen)")
         module = self._frozen[name]
@@ -274,6 +298,28 @@ class REDRL(pl.LightningModule):
         features = self.psi.trunk(seen)
         logits = self.psi.head(features)
         return Recovery(logits, reconstructed, residual, self.attribution(features, logits.argmax(1)))
+
+    def identify(self, images: Tensor) -> Identification:
+        """Which attack made each image, how sure that is, and what it added; `lightning predict` does it for folders.
+
+        Needs no trainer and no data: ``REDRL.load_from_checkpoint(path).identify(images)``. The module's train flags
+        are as before afterwards.
+
+        Args:
+            images: ``(B, C, H, W)`` in [0, 1], of any size; they are not resized.
+
+        Raises:
+            ValueError: Images of another kind, or ``inputs="delta"``, which needs the clean images as well.
+        """
+        found = identify(self, images)
+        if found.calibration is None:
+            rank_zero_warn(f"REDRL: {NOT_CALIBRATED}")
+        return found
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Temperature and threshold for the present weights; None where they have not been validated."""
+        return self.calibrator.calibration
 
     def losses(self, batch: AdversarialBatch, recovery: Recovery) -> dict[str, Tensor]:
         """The loss and its parts, before their weights; a part whose weight is 0 is not computed.
@@ -317,6 +363,7 @@ class REDRL(pl.LightningModule):
 
     def training_step(self, batch: AdversarialBatch, batch_idx: int) -> Tensor:
         losses = self.losses(batch, self(batch.adversarial, batch.clean))
+        self.calibrator.calibration = None  # it was of the weights before
         self._stop_if_not_finite(batch_idx)
         self._finite = torch.isfinite(losses["loss"].detach())
         count = len(batch.label)
@@ -341,11 +388,16 @@ class REDRL(pl.LightningModule):
     def test_step(self, batch: AdversarialBatch, batch_idx: int) -> dict[str, Tensor | None]:
         return self._evaluate(batch, "test")
 
-    def predict_step(self, batch: AdversarialBatch, batch_idx: int) -> dict[str, Tensor | None]:
+    def predict_step(self, batch: AdversarialBatch | PictureBatch, batch_idx: int) -> Any:
+        if isinstance(batch, PictureBatch):
+            return identify(self, batch.images / 255)
         return self._outputs(self(batch.adversarial, batch.clean))
 
     def on_validation_epoch_end(self) -> None:
         self._report("val")
+
+    def on_validation_end(self) -> None:
+        keep_calibration(self)
 
     def on_test_epoch_end(self) -> None:
         self._report("test")
@@ -387,6 +439,7 @@ class REDRL(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["redrl"] = {field: self.hparams[field] for field in self.architecture}
+        checkpoint["calibration"] = self.calibrator.state()
         data = self._data()
         if data is not None:
             checkpoint["attack_classes"] = list(data.attack_classes)
@@ -412,6 +465,8 @@ class REDRL(pl.LightningModule):
                 "(a cycle cannot go on as another one; train anew without --ckpt_path)"
             )
         self._changed = changed_settings(self, checkpoint, _SCHEDULE_FIELDS)
+        self.calibrator.load(checkpoint.get("calibration"), fits=self._fitting() or self._validating())
+        self.attack_classes = checkpoint.get("attack_classes", self.attack_classes)
         self._compare_victims(checkpoint.get("victims"))
         data = self._data()
         trained = checkpoint.get("attack_classes")
@@ -444,9 +499,16 @@ class REDRL(pl.LightningModule):
     def _fitting(self) -> bool:
         return self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
 
+    def _validating(self) -> bool:
+        return self._trainer is not None and self._trainer.state.fn == TrainerFn.VALIDATING
+
     def _data(self) -> Any:
-        trainer = self._trainer
-        return None if trainer is None else getattr(trainer, "datamodule", None)
+        return None if self._trainer is None or self._identifies else getattr(self._trainer, "datamodule", None)
+
+    @property
+    def _identifies(self) -> bool:
+        # anybody's pictures have no classes and no victims
+        return self._trainer is not None and isinstance(getattr(self._trainer, "datamodule", None), PictureFolder)
 
     def _uses(self, part: str) -> bool:
         return self.hparams["inputs"] == "residual" and float(self.hparams[f"weight_{part}"]) != 0
@@ -473,6 +535,7 @@ class REDRL(pl.LightningModule):
         self._scores[split].reset(self.device)
         if self._reconstruction is not None:
             self._reconstruction.to(self.device).reset()
+        self.calibrator.begin(split, self.device)
 
     def _evaluate(self, batch: AdversarialBatch, split: str) -> dict[str, Tensor | None]:
         recovery = self(batch.adversarial, batch.clean)
@@ -480,6 +543,7 @@ class REDRL(pl.LightningModule):
         assert outputs["prediction"] is not None
         self._recognition[split].update(outputs["prediction"], batch.attack)
         self._scores[split].update(batch, outputs["prediction"], recovery.attribution)
+        self.calibrator.update(split, recovery.logits, batch.attack)
         if outputs["reconstructed"] is not None and self._asks_victims:
             self._ask_victims(batch, outputs["reconstructed"])
         return outputs
@@ -526,6 +590,7 @@ class REDRL(pl.LightningModule):
                 for number, victim in enumerate(data.victim_names if asked else [])
             },
             "crafting": data.report(split),
+            "calibration": self.calibrator.report(split),
         }
         beside = self._scores[split].results()
         self.results |= beside
@@ -539,6 +604,10 @@ class REDRL(pl.LightningModule):
             for name, cell in row.items():
                 numbers[f"{split}/accuracy_before/{victim}/{name}"] = cell["before"]
                 numbers[f"{split}/accuracy_after/{victim}/{name}"] = cell["after"]
+        scores = self.results["calibration"].get("test", {})
+        numbers |= {
+            f"test/{name}": scores[name] for name in ("coverage", "accuracy_answered", "calibration_error") if scores
+        }
         self.log_dict(numbers | attribution_numbers(beside, split), sync_dist=True)
 
     def _stop_if_not_finite(self, batch_idx: int | None) -> None:
@@ -561,6 +630,8 @@ class REDRL(pl.LightningModule):
                 raise ValueError(f"REDRL: {field} must be at least 0, got {fields[field]}")
         if not 0 <= fields["label_smoothing"] < 1:
             raise ValueError(f"REDRL: label_smoothing must be in [0, 1), got {fields['label_smoothing']}")
+        if not 0 < fields["coverage"] <= 1:
+            raise ValueError(f"REDRL: coverage must be in (0, 1], got {fields['coverage']}")
         if not fields["learning_rate"] > 0:
             raise ValueError(f"REDRL: learning_rate must be greater than 0, got {fields['learning_rate']}")
         if len(set(fields["heads"])) < len(fields["heads"]) or not set(fields["heads"]) <= {"victim", "budget"}:

@@ -66,6 +66,30 @@ def test_terminal_of_80_columns(tmp_path: Path, trainer, task, data, capsys, mon
     assert lines[-1] == f"results: {tmp_path / 'results.csv'}"
 
 
+def test_answers_and_what_they_are_worth(tmp_path, trainer, task, data, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    fitted = {"temperature": 0.5726, "threshold": 0.961, "coverage": 0.95, "achieved": 0.951, "images": 864}
+    scores = {"images": 28, "coverage": 0.75, "accuracy_answered": 0.875, "accuracy": 0.5, "calibration_error": 0.0625}
+    _end_with(task, {"calibration": {**fitted, "test": scores}})
+    trainer(ResultsTable()).test(task, data)
+    found = {(row["section"], row["metric"]): (row["value"], row["count"]) for row in _rows(tmp_path)}
+    assert found["calibration", "temperature"] == ("0.5726", "864")
+    assert found["answers", "accuracy_answered"] == ("0.875", "28")
+    assert len(found) == 8
+    out = capsys.readouterr().out
+    lines = out[out.index("Answers, where") :].splitlines()
+    assert all(len(line) <= 80 for line in lines if "results:" not in line)
+    assert any(
+        line.split() == ["│", "answered,", "not", "unknown", "│", "95.1", "%", "│", "75.0", "%", "│"] for line in lines
+    )
+    assert any(line.split() == ["│", "right", "where", "answered", "│", "│", "87.5", "%", "│"] for line in lines)
+    assert "asked 95.0 %; threshold 96.1 %, temperature 0.573" in out
+
+    _end_with(task, {"calibration": {**dict.fromkeys(fitted), "test": scores}})
+    trainer(ResultsTable()).test(task, data)
+    assert "not calibrated: temperature 1, all is answered" in capsys.readouterr().out
+
+
 def test_many_victims_are_split_over_tables(trainer, task, data, capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     cell = {"before": 0.5, "after": 0.25, "images": 4}

@@ -8,10 +8,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from lit_adv.metrics import (
+    AnsweredAccuracy,
     BudgetError,
     FoolingRate,
     HierarchicalRecognition,
     LocalizationScores,
+    LogitCalibration,
     MeanPSNR,
     MeanSSIM,
     RecognitionAccuracy,
@@ -84,7 +86,17 @@ def _values(columns: torch.Tensor) -> dict[str, torch.Tensor]:
         "reconstruction": reconstruction.compute(),
         "fooling": fooling.compute(),
         **_perceptual(before),
+        **_calibration(label, attack),
     }
+
+
+def _calibration(label: torch.Tensor, attack: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Of logits that depend on the rows' own numbers."""
+    logits = torch.stack([label, attack, label * attack], 1).float()
+    fit, score = LogitCalibration(0.9), AnsweredAccuracy(0.4)
+    fit.update(logits, attack)
+    score.update(logits.double().softmax(1), attack)
+    return {"calibration": torch.tensor(fit.compute(), dtype=torch.float64), **score.compute()}
 
 
 def _perceptual(rows: torch.Tensor) -> dict[str, torch.Tensor]:
