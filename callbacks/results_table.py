@@ -24,9 +24,10 @@ class ResultsTable(pl.Callback):
     """Prints the results of a test and writes them to `results.csv` and `results.json` in the run folder.
 
     Four tables: recognition per attack class; how much is answered and how much is unknown; accuracy of each victim
-    before and after reconstruction; success of the attacks before and after rounding to 8 bits. They come as the last output of the test and fit 80 columns. The CSV
-    has one number a row (section, attack, setting, victim, metric, value, count), where `count` is the number of images
-    behind the value; the JSON is `results` of the task, with null for nan. Weights & Biases gets the tables as well.
+    before and after reconstruction; success of the attacks before and after rounding to 8 bits. They come as the last
+    output of the test and fit 80 columns. The CSV has one number a row (section, attack, setting, victim, metric,
+    value, count), where `count` is the number of images behind the value; the JSON is `results` of the task, with null
+    for nan. Weights & Biases gets the tables as well.
     A task without `results` gets a warning and no table.
     """
 
