@@ -66,8 +66,8 @@ def ratios(rows: Sequence[Row]) -> list[float]:
     for row in rows:
         same = [other for other in rows if (other.model, other.attack) == (row.model, row.attack)]
         if row.library == OURS:
-            best = max((other.speed for other in same if other.library != OURS), default=math.nan)
-            found.append(row.speed / best)
+            best = best_peer(rows, row)
+            found.append(math.nan if best is None else row.speed / best.speed)
         else:
             own = [other.speed for other in same if other.library == OURS and not other.setting]
             found.append(own[0] / row.speed if own else math.nan)
@@ -75,9 +75,17 @@ def ratios(rows: Sequence[Row]) -> list[float]:
 
 
 def best_peer(rows: Sequence[Row], row: Row) -> Row | None:
-    """The fastest row of another library for the same model and attack."""
+    """The fastest row of another library for the same model and attack, of those that do the same work.
+
+    One whose remark says that it does something else, and that takes less than nine tenths of our passes, does not.
+    """
+    same = [other for other in rows if (other.model, other.attack) == (row.model, row.attack)]
+    passes = [other.forwards + other.backwards for other in same if other.library == OURS and not other.setting]
+    least = 0.9 * passes[0] if passes else 0.0
     peers = [
-        other for other in rows if (other.model, other.attack) == (row.model, row.attack) and other.library != OURS
+        other
+        for other in same
+        if other.library != OURS and not (other.remark and other.forwards + other.backwards < least)
     ]
     return max(peers, key=lambda other: other.speed, default=None)
 

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -200,6 +201,13 @@ def test_ratios():
     assert found[5:] == [3.0, 3.0]
     assert best_peer(ROWS, ROWS[0]) is ROWS[3]
     assert best_peer(ROWS, ROWS[4]) is None
+    # what breaks off early has not done the same work; what says nothing of it has been cleverer
+    early = row("early", 0.5, forwards=1.0, backwards=1.6, remark="stops early")
+    assert best_peer([*ROWS, early], ROWS[0]) is ROWS[3]
+    assert ratios([*ROWS, early])[0] == 0.5
+    for other in (replace(early, remark=""), replace(early, forwards=1.2)):
+        assert best_peer([*ROWS, other], ROWS[0]) is other
+        assert ratios([*ROWS, other])[0] == 0.25
 
 
 def test_csv_comes_back(tmp_path):
