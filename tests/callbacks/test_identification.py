@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -191,10 +190,15 @@ def test_the_true_perturbation_is_refused_before_any_work(predict, checkpoint, f
 
 def test_on_top_of_a_run_s_config_into_its_folder(predict, checkpoint, folder, tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    shutil.copy(checkpoint, tmp_path / "run" / "checkpoints" / "best.ckpt")
+    content = torch.load(checkpoint, weights_only=True)
+    # as a run keeps its config: null for what it found in its data
+    fields = {"num_attacks": None, "in_channels": None}
+    content["config"] = {"model": {"class_path": "lit_adv.tasks.REDRL", "init_args": fields}}
+    torch.save(content, tmp_path / "run" / "checkpoints" / "best.ckpt")
     (tmp_path / "run" / "config.yaml").write_text(
         "run_dir: run\n"
-        "model: {class_path: REDRL, init_args: {width: 4, blocks: 1, recognizer: small, weight_features: 0}}\n"
+        "model: {class_path: REDRL, init_args: {width: 4, blocks: 1, recognizer: small, weight_features: 0, "
+        "num_attacks: null, in_channels: null}}\n"
         "data: {class_path: AdversarialDataModule, init_args: {source: Digits, victims: {}, attacks: {}}}\n"
         "trainer: {callbacks: [{class_path: ConfusionMatrix}]}\n"
     )
