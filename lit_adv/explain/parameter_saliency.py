@@ -155,7 +155,9 @@ class Watch(TorchFunctionMode):
         if func in (F.batch_norm, torch.batch_norm) and self.images > 1:
             training = kwargs.get("training", args[5] if len(args) > 5 else False)
             if training:
-                raise Unserved("a BatchNorm without running statistics mixes the images of a batch")
+                raise Unserved(
+                    "a BatchNorm without running statistics mixes the images of a batch, unless chunk_size is 1"
+                )
         found = func(*args, **kwargs)
         if isinstance(found, Tensor) and found.is_floating_point():
             used = [each for each in (*args, *kwargs.values()) if id(each) in self.places]

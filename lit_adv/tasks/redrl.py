@@ -215,8 +215,8 @@ class REDRL(pl.LightningModule):
                 )
             if given is not None and found is not None and given != found:
                 raise ValueError(
-                    f"REDRL: {field} is {given}, but the data module has {found} (leave it out to take the data's, or "
-                    "use the attacks and images that the network was trained with)"
+                    f"REDRL: {field} is {given}, but the data module has {found} (leave it out to take the data's; "
+                    "with a checkpoint, use the attacks, victims, held_out and images that it was trained with)"
                 )
             self.hparams[field] = found if given is None else given
         self._check_heads()
