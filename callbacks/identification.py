@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 from collections import Counter
 from pathlib import Path
@@ -29,9 +30,12 @@ class IdentificationWriter(pl.Callback):
     They go into the folder `identify` in the run's folder (`identify-2` where there is one already). The tables have
     one row a file, whether it could be looked at or not: file, verdict (a class, `unknown`, or `not read`), most
     likely class, its probability, residual energy (mean square of the residual, of images in [0, 1]), width, height,
-    format, note (what was done to the file, or why it was not read), and `p_CLASS`, the probability of each class. The
+    format, note (what was done to the file, or why it was not read), and `p_CLASS`, the probability of each class. A
+    network with heads adds `victim` and `victim_probability` (empty where `clean` is most likely) and `budget`, the
+    Linf radius in [0, 1] (empty where the most likely attack has none), before these probabilities. The
     pictures are PNG under the file's own name, such as `residuals/holiday/beach.jpg.png`; a residual is shown as `0.5 +
-    scale * residual`, so that grey means unchanged. A network that reconstructs nothing writes tables alone. Several
+    scale * residual`, so that grey means unchanged. A network that reconstructs nothing writes tables alone; a picture
+    that cannot be written (its name is too long, or taken by a folder) is missing, which the note says. Several
     processes write one table.
 
     Args:
@@ -98,12 +102,16 @@ class IdentificationWriter(pl.Callback):
                 "probability": max(probabilities),
                 "residual_energy": None if energies is None else energies[number],
                 "probabilities": dict(zip(outputs.classes, probabilities, strict=True)),
+                **_heads(outputs, number),
             }
-            self._rows.append((row, cells))
             if self.pictures and outputs.reconstructed is not None and outputs.residual is not None:
                 name = f"{files[row].name}.png"
-                _save(outputs.reconstructed[number], self._folder / "reconstructions" / name)
-                _save(0.5 + self.scale * outputs.residual[number], self._folder / "residuals" / name)
+                try:
+                    _save(outputs.reconstructed[number], self._folder / "reconstructions" / name)
+                    _save(0.5 + self.scale * outputs.residual[number], self._folder / "residuals" / name)
+                except OSError as error:
+                    cells["note"] = f"pictures not written: {error.strerror or error}"
+            self._rows.append((row, cells))
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         rows = self._rows
@@ -115,6 +123,7 @@ class IdentificationWriter(pl.Callback):
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         task: Any = pl_module
+        columns = [name for head in task.hparams["heads"] for name in _HEADS[head]]
         self._found = {
             "checkpoint": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
             "folder": str(data.path),
@@ -122,7 +131,8 @@ class IdentificationWriter(pl.Callback):
             "calibration": task.calibrator.state(),
             "note": "" if task.calibration else NOT_CALIBRATED,
             "scale": self.scale,
-            "files": _table_rows(data.files, dict(rows)),
+            "heads": list(task.hparams["heads"]),
+            "files": _table_rows(data.files, dict(rows), columns),
         }
         self._write()
 
@@ -135,15 +145,15 @@ class IdentificationWriter(pl.Callback):
     def _write(self) -> None:
         assert self._found is not None
         classes = self._found["classes"]
-        columns = [*self.COLUMNS, *(f"p_{name}" for name in classes)]
+        plain = [*self.COLUMNS, *(name for head in self._found["heads"] for name in _HEADS[head])]
         # the name of a file may hold bytes that are no text
         how: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "backslashreplace"}
         with replacing(self._folder / "identified.csv") as path, path.open("w", **how) as file:
             writer = csv.writer(file)
-            writer.writerow(columns)
+            writer.writerow([*plain, *(f"p_{name}" for name in classes)])
             for row in self._found["files"]:
                 probabilities = row["probabilities"] or {}
-                cells = [row[name] for name in self.COLUMNS] + [probabilities.get(name) for name in classes]
+                cells = [row[name] for name in plain] + [probabilities.get(name) for name in classes]
                 writer.writerow(["" if cell is None else cell for cell in cells])
         with replacing(self._folder / "identified.json") as path:
             path.write_text(json.dumps(self._found, indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -162,6 +172,9 @@ class IdentificationWriter(pl.Callback):
             likely = "" if row["probability"] is None else f"{row['most_likely']} {100 * row['probability']:.0f} %"
             energy = "" if row["residual_energy"] is None else f"{row['residual_energy']:.1e}"
             style = {"not read": "red", "unknown": "yellow"}.get(row["verdict"], "")
+            # one below the other: columns of their own would leave the note no room
+            budget = "" if row.get("budget") is None else f"{255 * row['budget']:.1f}/255"
+            likely = "\n".join(filter(None, (likely, row.get("victim"), budget)))
             cells = (row["file"], row["verdict"], likely, energy, row["note"])
             table.add_row(*(Text(_printable(cell), style=style) for cell in cells))
         console.print(table)
@@ -187,8 +200,25 @@ class IdentificationWriter(pl.Callback):
             console.print(Text.assemble((f"{name}: ", "bold"), _printable(path)), soft_wrap=True)
 
 
-def _table_rows(files: list[PictureFile], found: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a file, in the order of the files."""
+# what each head of the network adds to a row
+_HEADS = {"victim": ("victim", "victim_probability"), "budget": ("budget",)}
+
+
+def _heads(outputs: Identification, number: int) -> dict[str, Any]:
+    """What the heads say of an image, None where that has no meaning."""
+    cells: dict[str, Any] = {}
+    if outputs.attacked is not None and outputs.victim_probabilities is not None:
+        name = outputs.attacked[number]
+        sure = float(outputs.victim_probabilities[number].max())
+        cells |= {"victim": name, "victim_probability": None if name is None else sure}
+    if outputs.budgets is not None:
+        budget = float(outputs.budgets[number])
+        cells["budget"] = None if math.isnan(budget) else budget
+    return cells
+
+
+def _table_rows(files: list[PictureFile], found: dict[int, dict[str, Any]], columns: list[str]) -> list[dict[str, Any]]:
+    """One row a file, in the order of the files, with the heads' columns."""
     rows = []
     for number, file in enumerate(files):
         cells = found.get(number, {})
@@ -205,7 +235,8 @@ def _table_rows(files: list[PictureFile], found: dict[int, dict[str, Any]]) -> l
                 "width": file.width or None,
                 "height": file.height or None,
                 "format": file.format,
-                "note": problem or file.note,
+                "note": problem or ", ".join(filter(None, (file.note, cells.get("note")))),
+                **{name: cells.get(name) for name in columns},
                 "probabilities": cells.get("probabilities"),
             }
         )

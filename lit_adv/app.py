@@ -387,13 +387,16 @@ class AdvCLI(LightningCLI):
     def _take_from_checkpoint(self) -> None:
         """Gives the model that is evaluated the checkpoint's value of each plain field that nobody has named."""
         model, checkpoint = self.options.model, self._checkpoint or {}
-        trained = checkpoint.get("config", {}).get("model", {}).get("class_path", model.class_path)
+        trained = checkpoint.get("config", {}).get("model", {})
         arguments = model.get("init_args")
-        if trained != model.class_path or not isinstance(arguments, Namespace):
+        if trained.get("class_path", model.class_path) != model.class_path or not isinstance(arguments, Namespace):
             return
         named = _tree(self.arguments[1:]).get("model")
         named = named if isinstance(named, dict) else {}
         named = {**named, **(named.get("init_args") or {})}
+        # a run's config has null where the run has found the value in its data
+        open_then = {name for name, value in (trained.get("init_args") or {}).items() if value is None}
+        named = {name: value for name, value in named.items() if value is not None or name not in open_then}
         for field, value in checkpoint.get("hyper_parameters", {}).items():
             if field in arguments and field not in named and isinstance(value, bool | int | float | str | list | None):
                 arguments[field] = value

@@ -69,7 +69,7 @@ class PictureFolder(pl.LightningDataModule):
     Nothing is resized, since that destroys what an attack has left; a batch holds pictures of one size. A file that
     cannot be used stays in `files` with the reason. Of an animation the first frame is taken; alpha is left out, as
     image loaders do; 16 bits are rounded to the 8 that networks were trained on. Files and folders whose names begin
-    with a dot are passed over.
+    with a dot are passed over; links to folders are not followed.
 
     Args:
         path: The folder, or a single file.
@@ -79,7 +79,7 @@ class PictureFolder(pl.LightningDataModule):
         in_channels: 3 for colour, 1 for grey; None takes what the trainer's network was trained on, else 3.
 
     Attributes:
-        files: After `setup`, all files in the order of their names.
+        files: After `setup`, all files in the order of their names, and folders that were not looked into.
 
     Raises:
         FileNotFoundError: There is no such folder, or no file with a picture's ending in it.
@@ -132,6 +132,9 @@ class PictureFolder(pl.LightningDataModule):
 
 def look_at(name: str, path: Path, max_pixels: int, channels: int = 3) -> PictureFile:
     """What a file says of itself; never an exception."""
+    if path.is_dir():
+        why = "a link to a folder, not followed" if path.is_symlink() else "a folder that cannot be read"
+        return PictureFile(name, str(path), problem=why)
     if path.suffix.lower() not in PICTURES:
         return PictureFile(name, str(path), problem=f"not a picture (ending {path.suffix or 'none'})")
     if not path.is_file():
@@ -227,16 +230,24 @@ def _names(path: Path) -> list[str]:
         return [path.name]
     if not path.is_dir():
         raise FileNotFoundError(f"PictureFolder: path '{path}' does not exist (--data.path FOLDER)")
-    found = []
-    for folder, inside, files in os.walk(path):
+    found, unread = [], []
+
+    def keep(error: OSError) -> None:
+        unread.append(Path(error.filename).relative_to(path).as_posix())
+
+    for folder, inside, files in os.walk(path, onerror=keep):
         inside[:] = [name for name in inside if not name.startswith(".")]
         found += [Path(folder, name).relative_to(path).as_posix() for name in files if not name.startswith(".")]
+        # which may lead back here
+        links = [name for name in inside if Path(folder, name).is_symlink()]
+        unread += [Path(folder, name).relative_to(path).as_posix() for name in links]
     if not any(Path(name).suffix.lower() in PICTURES for name in found):
         what = f"its {len(found)} files have other endings" if found else "it is empty"
+        what = "it cannot be read" if "." in unread else what
         raise FileNotFoundError(
             f"PictureFolder: path '{path}' has no pictures: {what} (looked for {', '.join(sorted(PICTURES))})"
         )
-    return sorted(found)
+    return sorted(found + unread)
 
 
 def _opened(path: str | Path) -> Image.Image:

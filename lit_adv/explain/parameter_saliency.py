@@ -44,8 +44,9 @@ def parameter_saliency(
         labels: ``(B,)`` int64, the true classes.
         method: ``hooks`` takes one forward and one backward pass of the whole batch, in which every convolution's
             gradient is reduced as soon as it is known; that serves where the parameters are the weights of ordinary
-            two-dimensional convolutions, however often called. ``vmap`` serves any network that `torch.func` can map,
-            and is slower. ``auto`` takes ``vmap`` where hooks do not serve.
+            two-dimensional convolutions, however often called, and no BatchNorm takes a batch's own statistics.
+            ``vmap`` serves any network that `torch.func` can map, and is slower. ``auto`` takes ``vmap`` where hooks do
+            not serve.
         chunk_size: Images a pass; None takes all for hooks, and for vmap what keeps gradients below 256 MiB.
 
     Returns:
@@ -134,7 +135,8 @@ class Watch(TorchFunctionMode):
         keep: Called with the number of the weight, the output, the input and the rest of a `Convolution`.
 
     Raises:
-        Unserved: A convolution cannot be seen; while the network runs, a weight is used in another way.
+        Unserved: A convolution cannot be seen; while the network runs, a weight is used in another way, or images are
+            mixed.
     """
 
     def __init__(self, model: nn.Module, images: int, keep: Callable[..., Tensor]) -> None:
@@ -150,6 +152,12 @@ class Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.conv2d and id(_conv2d(*args, **kwargs)["weight"]) in self.places:
             return self._convolve(**_conv2d(*args, **kwargs))
+        if func in (F.batch_norm, torch.batch_norm) and self.images > 1:
+            training = kwargs.get("training", args[5] if len(args) > 5 else False)
+            if training:
+                raise Unserved(
+                    "a BatchNorm without running statistics mixes the images of a batch, unless chunk_size is 1"
+                )
         found = func(*args, **kwargs)
         if isinstance(found, Tensor) and found.is_floating_point():
             used = [each for each in (*args, *kwargs.values()) if id(each) in self.places]

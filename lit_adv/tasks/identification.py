@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from torch import Tensor
 
 from lit_adv.files import replacing
 from lit_adv.metrics import AnsweredAccuracy, Calibration, LogitCalibration, calibrated
+from lit_adv.models import Attribution
+from lit_adv.tasks.attribution import grey_levels
 
 UNKNOWN = "unknown"
 """The verdict below the threshold."""
@@ -45,6 +49,11 @@ class Identification:
         residual: ``(B, C, H, W)`` float32 in [-1, 1], image minus reconstruction.
         calibration: Temperature, threshold and coverage; None where the checkpoint has none: then the temperature is 1
             and no verdict is ``unknown``.
+        victims: Names of the V networks that the ``victim`` head tells apart; None without that head, as the next two.
+        victim_probabilities: ``(B, V)`` float32, not calibrated.
+        attacked: B names: the network that the image was most likely made against; None where ``clean`` is most likely.
+        budgets: ``(B,)`` float32 in [0, 1], the Linf radius that the most likely attack was given; nan where that has
+            none; None without a ``budget`` head.
     """
 
     classes: tuple[str, ...]
@@ -55,12 +64,20 @@ class Identification:
     reconstructed: Tensor | None
     residual: Tensor | None
     calibration: Calibration | None
+    victims: tuple[str, ...] | None = None
+    victim_probabilities: Tensor | None = None
+    attacked: tuple[str | None, ...] | None = None
+    budgets: Tensor | None = None
 
     def __repr__(self) -> str:
         confidences = self.probabilities.amax(1).tolist() if len(self.verdicts) else []
         each = zip(self.verdicts, self.most_likely, confidences, strict=True)
-        told = "; ".join(f"{v}: {m} {100 * c:.0f} %" if v == UNKNOWN else f"{v} {100 * c:.0f} %" for v, m, c in each)
-        return f"Identification({told}{'' if self.calibration else '; not calibrated'})"
+        told = [f"{v}: {m} {100 * c:.0f} %" if v == UNKNOWN else f"{v} {100 * c:.0f} %" for v, m, c in each]
+        for row, name in enumerate(self.attacked or ()):
+            told[row] += "" if name is None else f" on {name}"
+        for row, budget in enumerate(() if self.budgets is None else self.budgets.tolist()):
+            told[row] += "" if math.isnan(budget) else f", {255 * budget:.1f}/255"
+        return f"Identification({'; '.join(told)}{'' if self.calibration else '; not calibrated'})"
 
 
 def identify(task: Any, images: Tensor) -> Identification:
@@ -83,19 +100,25 @@ def identify(task: Any, images: Tensor) -> Identification:
     with torch.no_grad(), _evaluating(task):
         if height * width <= _PIXELS:
             pieces = images.split(max(1, _PIXELS // (height * width)))
-            parts = [_results(piece, *_whole(task, piece)) for piece in pieces]
+            parts = [_results(piece, _whole(task, piece)) for piece in pieces]
         else:
-            parts = [_results(image, *_tiled(task, image)) for image in images.split(1)]
-    logits = torch.cat([part[0] for part in parts])
-    made, residual = None, None
-    if task.reconstructor is not None:
-        made = torch.cat([part[1] for part in parts])
-        residual = images.float() - made
+            parts = [_results(image, _tiled(task, image)) for image in images.split(1)]
+    logits, made, named, budgets = (
+        None if found[0] is None else torch.cat(found) for found in zip(*parts, strict=True)
+    )
+    residual = None if made is None else images.float() - made
+    assert logits is not None
     calibration: Calibration | None = task.calibration
     probabilities = calibrated(logits, calibration.temperature if calibration else 1.0)
     confidence, best = probabilities.max(1)
     classes = tuple(task.attack_classes)
     most_likely = tuple(classes[index] for index in best.tolist())
+    victims = None if named is None else _victims(task, named.shape[1])
+    attacked: list[str | None] | None = None
+    if named is not None and victims is not None:
+        # clean images were made against nobody
+        pairs = zip(best.tolist(), named.argmax(1).tolist(), strict=True)
+        attacked = [victims[victim] if attack else None for attack, victim in pairs]
     sure = (confidence >= (calibration.threshold if calibration else 0.0)).tolist()
     return Identification(
         classes=classes,
@@ -106,6 +129,10 @@ def identify(task: Any, images: Tensor) -> Identification:
         reconstructed=made,
         residual=residual,
         calibration=calibration,
+        victims=victims,
+        victim_probabilities=None if named is None else named.softmax(1),
+        attacked=None if attacked is None else tuple(attacked),
+        budgets=None if budgets is None else grey_levels(budgets) / 255,
     )
 
 
@@ -230,13 +257,21 @@ def _check(task: Any, images: Tensor) -> None:
         raise ValueError("REDRL: identify needs a trained network (REDRL.load_from_checkpoint gives one)")
 
 
-def _whole(task: Any, images: Tensor) -> tuple[Tensor, Tensor | None]:
+_Found = tuple[Tensor, Tensor | None, Attribution | None]
+
+
+def _victims(task: Any, count: int) -> tuple[str, ...]:
+    """Names of the victims; numbers where the checkpoint was made without data."""
+    return tuple(task.trained_victims or map(str, range(count)))
+
+
+def _whole(task: Any, images: Tensor) -> _Found:
     recovery = task(images.to(task.device))
-    return recovery.logits, recovery.reconstructed
+    return recovery.logits, recovery.reconstructed, recovery.attribution
 
 
-def _tiled(task: Any, image: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Logits of one image and G's output for it, tile by tile."""
+def _tiled(task: Any, image: Tensor) -> _Found:
+    """Logits of one image, G's output for it and what the heads say, tile by tile."""
     kind = next(task.psi.parameters()).dtype
     made = None if task.reconstructor is None else torch.empty_like(image)
     reach = 2 + 2 * int(task.hparams["blocks"])  # of G's 3 x 3 convolutions
@@ -252,7 +287,9 @@ def _tiled(task: Any, image: Tensor) -> tuple[Tensor, Tensor | None]:
                 made[..., top:bottom, left:right] = out.to(made)
                 tile = torch.cat([tile - out.clamp(0, 1), tile], 1)
             features = features + task.psi.trunk(tile) * ((bottom - top) * (right - left))
-    return task.psi.head(features / (image.shape[-2] * image.shape[-1])), made
+    features = features / (image.shape[-2] * image.shape[-1])
+    logits = task.psi.head(features)
+    return logits, made, None if task.attribution is None else task.attribution(features, logits.argmax(1))
 
 
 def _edges(length: int) -> Iterator[tuple[int, int]]:
@@ -263,18 +300,22 @@ def _edges(length: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + step, length)
 
 
-def _results(images: Tensor, logits: Tensor, made: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Logits and reconstruction in [0, 1], in float32 where the images are."""
-    made = images if made is None else made
-    return logits.float().to(images.device), made.float().to(images.device).clamp(0, 1)
+def _results(images: Tensor, found: _Found) -> tuple[Tensor | None, ...]:
+    """Logits, reconstruction in [0, 1], and the heads' answers, in float32 where the images are."""
+    logits, made, said = found
+    made = None if made is None else made.clamp(0, 1)
+    parts = (logits, made, said and said.victim, said and said.budget)
+    return tuple(None if part is None else part.float().to(images.device) for part in parts)
 
 
 @contextmanager
 def _evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """In eval mode, and not compiled: each new size of image would be compiled anew."""
     training = [part for part in module.modules() if part.training]
     module.eval()
     try:
-        yield
+        with torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext():
+            yield
     finally:
         for part in training:
             part.training = True

@@ -91,6 +91,7 @@ class REDRL(pl.LightningModule):
 
     Attributes:
         attack_classes: Names of the classes, from the data module or the checkpoint.
+        trained_victims: Names of the victims trained on, in the order of the ``victim`` head, from there too.
 
     Raises:
         ValueError: A field out of its range, or one that contradicts the data module or the checkpoint.
@@ -137,6 +138,7 @@ class REDRL(pl.LightningModule):
         self.attribution: AttributionHeads | None = None
         self.results: dict[str, Any] = {}
         self.attack_classes: list[str] | None = None
+        self.trained_victims: list[str] | None = None
         self.calibrator = Calibrator(coverage)
         # frozen networks live outside the module tree: not saved, not trained, not put into train mode
         self._frozen: dict[str, nn.Module] = {}
@@ -213,8 +215,8 @@ class REDRL(pl.LightningModule):
                 )
             if given is not None and found is not None and given != found:
                 raise ValueError(
-                    f"REDRL: {field} is {given}, but the data module has {found} (leave it out to take the data's, or "
-                    "use the attacks and images that the network was trained with)"
+                    f"REDRL: {field} is {given}, but the data module has {found} (leave it out to take the data's; "
+                    "with a checkpoint, use the attacks, victims, held_out and images that it was trained with)"
                 )
             self.hparams[field] = found if given is None else given
         self._check_heads()
@@ -244,7 +246,7 @@ class REDRL(pl.LightningModule):
         if stage == "fit":
             self._make_features()
         classes, victims = data.attack_classes, data.victim_names
-        self.attack_classes = list(classes)
+        self.attack_classes, self.trained_victims = list(classes), list(data.trained_victims)
         weights = [PAPER_WEIGHTS[one] for one in classes] if set(classes) == set(PAPER_WEIGHTS) else None
         self._recognition = {split: RecognitionAccuracy(classes, weights) for split in ("val", "test")}
         self._reconstruction = ReconstructionAccuracy(victims, classes)
@@ -301,6 +303,8 @@ class REDRL(pl.LightningModule):
 
     def identify(self, images: Tensor) -> Identification:
         """Which attack made each image, how sure that is, and what it added; `lightning predict` does it for folders.
+
+        With heads, against which network and how strong as well.
 
         Needs no trainer and no data: ``REDRL.load_from_checkpoint(path).identify(images)``. The module's train flags
         are as before afterwards.
@@ -467,6 +471,7 @@ class REDRL(pl.LightningModule):
         self._changed = changed_settings(self, checkpoint, _SCHEDULE_FIELDS)
         self.calibrator.load(checkpoint.get("calibration"), fits=self._fitting() or self._validating())
         self.attack_classes = checkpoint.get("attack_classes", self.attack_classes)
+        self.trained_victims = checkpoint.get("trained_victims", self.trained_victims)
         self._compare_victims(checkpoint.get("victims"))
         data = self._data()
         trained = checkpoint.get("attack_classes")

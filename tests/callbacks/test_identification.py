@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -191,10 +190,15 @@ def test_the_true_perturbation_is_refused_before_any_work(predict, checkpoint, f
 
 def test_on_top_of_a_run_s_config_into_its_folder(predict, checkpoint, folder, tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    shutil.copy(checkpoint, tmp_path / "run" / "checkpoints" / "best.ckpt")
+    content = torch.load(checkpoint, weights_only=True)
+    # as a run keeps its config: null for what it found in its data
+    fields = {"num_attacks": None, "in_channels": None}
+    content["config"] = {"model": {"class_path": "lit_adv.tasks.REDRL", "init_args": fields}}
+    torch.save(content, tmp_path / "run" / "checkpoints" / "best.ckpt")
     (tmp_path / "run" / "config.yaml").write_text(
         "run_dir: run\n"
-        "model: {class_path: REDRL, init_args: {width: 4, blocks: 1, recognizer: small, weight_features: 0}}\n"
+        "model: {class_path: REDRL, init_args: {width: 4, blocks: 1, recognizer: small, weight_features: 0, "
+        "num_attacks: null, in_channels: null}}\n"
         "data: {class_path: AdversarialDataModule, init_args: {source: Digits, victims: {}, attacks: {}}}\n"
         "trainer: {callbacks: [{class_path: ConfusionMatrix}]}\n"
     )
@@ -213,6 +217,48 @@ def test_a_network_that_sees_the_image_alone_writes_tables(folder, tmp_path):
     made = tmp_path / "identify"
     assert sorted(path.name for path in made.iterdir()) == ["identified.csv", "identified.json"]
     assert table(made / "identified.csv")["0.png"]["residual_energy"] == ""
+
+
+def test_heads_have_columns(folder, tmp_path):
+    torch.manual_seed(0)
+    fields = {"width": 4, "blocks": 1, "recognizer": "small", "num_attacks": 3, "in_channels": 3, "num_victims": 2}
+    task = REDRL(**fields, heads=("budget", "victim"))
+    task.attack_classes, task.trained_victims = ["clean", "pgd", "cw"], ["one", "other"]
+    task.configure_model()
+    task.attribution.bounded[:] = torch.tensor([False, True, False])
+    for likely, name in enumerate(task.attack_classes):
+        with torch.no_grad():
+            task.psi.head[-1].bias.copy_(20.0 * (torch.arange(3) == likely))
+        run = quiet(tmp_path / name, IdentificationWriter())
+        run.predict(task, PictureFolder(str(folder)), return_predictions=False)
+        found = identify(task, read_picture(folder / "0.png")[None] / 255)
+        made = tmp_path / name / "identify"
+        row, unread = (table(made / "identified.csv")[file] for file in ("0.png", "notes.txt"))
+        assert unread["victim"] == unread["victim_probability"] == unread["budget"] == ""
+        assert row["victim"] == ("" if name == "clean" else found.attacked[0])
+        sure = float(found.victim_probabilities.max())
+        assert row["victim_probability"] == "" if name == "clean" else float(row["victim_probability"]) > 0.5
+        assert name == "clean" or float(row["victim_probability"]) == pytest.approx(sure, rel=1e-4)
+        assert (row["budget"] == "") == (name != "pgd")
+        assert name != "pgd" or float(row["budget"]) == pytest.approx(float(found.budgets[0]), rel=1e-4)
+        assert json.loads((made / "identified.json").read_text())["heads"] == ["budget", "victim"]
+
+
+def test_a_picture_that_cannot_be_written_is_said(predict, checkpoint, folder):
+    """Its name plus .png is longer than a file system takes, or a folder has it."""
+    long = "n" * 250 + ".png"
+    for name in (long, "taken.png", "taken.png.png/inside.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(PIXELS[3][..., 0]).save(folder / name)
+    code, _, err, made = predict("--config", "configs/identify.yaml", "--ckpt_path", checkpoint, "--data.path", folder)
+    assert code == 0, err
+    rows = table(made / "identified.csv")
+    assert rows[long]["verdict"] == rows["grey.png"]["verdict"]
+    assert rows[long]["note"] == "grey, pictures not written: File name too long"
+    both = {rows[name]["note"] for name in ("taken.png", "taken.png.png/inside.png")}
+    assert len(both) == 2
+    assert "grey" in both
+    assert (made / "residuals" / "grey.png.png").is_file()
 
 
 def test_what_was_not_shown_is_said(checkpoint, folder, tmp_path):

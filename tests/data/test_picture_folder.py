@@ -98,6 +98,28 @@ def test_every_file_is_read_or_reported(folder):
     assert all(batch.images.dtype == torch.uint8 and batch.images.shape[1:] == (3, 6, 9) for batch in read)
 
 
+def test_folders_that_are_not_looked_into_are_reported(tmp_path, monkeypatch):
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "loop.png").symlink_to(tmp_path, target_is_directory=True)
+    scan = os.scandir
+
+    def refusing(path):
+        if os.fspath(path).endswith("closed"):  # which nobody refuses root
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    module = PictureFolder(str(tmp_path))
+    module.setup("predict")
+    told = {file.name: file.problem for file in module.files}
+    assert told == {
+        "a.png": "",
+        "closed": "a folder that cannot be read",
+        "loop.png": "a link to a folder, not followed",
+    }
+
+
 def test_levels_are_those_of_the_file(folder):
     colour = torch.from_numpy(RGB).permute(2, 0, 1)
     grey = colour[:1]

@@ -77,6 +77,17 @@ def test_equals_a_loop_over_single_images(n, boost, absolute):
     assert not torch.allclose(signed, found)
 
 
+def test_a_batch_norm_without_running_statistics_mixes_no_images():
+    model = Net().double()
+    model.bn = nn.BatchNorm2d(8, track_running_stats=False).double()
+    statistics, (x, y) = prepared(model), images()
+    with pytest.raises(ValueError, match="mixes the images of a batch, unless chunk_size is 1"):
+        input_saliency(model, x, y, statistics)
+    wanted = loop(model, x, y, statistics, 10, 100.0).abs().amax(1)
+    found = input_saliency(model, x, y, statistics, chunk_size=1)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-13)
+
+
 def test_without_a_boost_there_is_nothing_to_see():
     model = Net().double()
     assert input_saliency(model, *images(), prepared(model), boost=1.0).max() < 1e-14

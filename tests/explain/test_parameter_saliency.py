@@ -198,6 +198,18 @@ def test_where_hooks_do_not_serve_vmap_does():
     close(parameter_saliency(model, x, y), loop(model, x, y))
 
 
+def test_a_batch_norm_without_running_statistics_mixes_no_images():
+    norm = nn.BatchNorm2d(4, track_running_stats=False)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double()
+    x, y = images()
+    wanted = loop(model, x, y)
+    assert wanted.max() > 1e-3
+    close(parameter_saliency(model, x, y), wanted)
+    close(parameter_saliency(model, x, y, method="hooks", chunk_size=1), wanted)
+    with pytest.raises(ValueError, match="hooks do not serve: a BatchNorm without running statistics mixes the images"):
+        parameter_saliency(model, x, y, method="hooks")
+
+
 def test_a_part_without_gradient_is_0():
     class Cut(Net):
         def forward(self, x):

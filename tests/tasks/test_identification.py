@@ -126,6 +126,73 @@ def parts(found, x):
             yield SimpleNamespace(image=image, residual=found.residual[place], share=share)
 
 
+def with_heads(**changes):
+    made = task(calibration=CALIBRATION, heads=("victim", "budget"), num_victims=2, **changes)
+    made.trained_victims = ["one", "other"]
+    made.attribution.bounded[:] = torch.tensor([False, True, False])
+    with torch.no_grad():  # so that no class wins throughout
+        made.psi.head[-1].bias -= made.eval()(images(40)).logits.mean(0)
+    return made
+
+
+@pytest.mark.parametrize("inputs", ["residual", "image"])
+def test_heads_name_victim_and_budget(inputs):
+    made, x = with_heads(inputs=inputs), images(40)
+    found = made.identify(x)
+    assert set(found.most_likely) >= {"clean", "pgd"}
+    said = made.eval()(x).attribution
+    torch.testing.assert_close(found.victim_probabilities, said.victim.softmax(1).detach())
+    torch.testing.assert_close(found.budgets, 2 ** said.budget.detach() / 255, equal_nan=True)
+    assert found.victims == ("one", "other")
+    for name, attacked, row, budget in zip(
+        found.most_likely, found.attacked, found.victim_probabilities, found.budgets, strict=True
+    ):
+        assert attacked == (None if name == "clean" else found.victims[int(row.argmax())])
+        assert bool(budget.isnan()) == (name != "pgd")
+    number = found.most_likely.index("pgd")
+    assert f" on {found.attacked[number]}, {255 * found.budgets[number]:.1f}/255" in repr(found)
+    assert made.identify(images(0)).attacked == ()
+
+
+def test_heads_see_the_mean_over_tiles(monkeypatch):
+    made, x = with_heads(), images(2, 150, 100)
+    whole = made.identify(x)
+    monkeypatch.setattr(identification, "_PIXELS", 64 * 64)
+    monkeypatch.setattr(identification, "_edges", lambda n: [(a, min(a + 32, n)) for a in range(0, n, 32)])
+    tiled = made.identify(x)
+    pooled = sum(
+        made.eval().psi.trunk(torch.cat([part.residual, part.image], 1)) * part.share for part in parts(whole, x)
+    )
+    said = made.attribution(pooled, made.psi.head(pooled).argmax(1))
+    torch.testing.assert_close(tiled.victim_probabilities, said.victim.softmax(1).detach(), rtol=1e-4, atol=1e-6)
+    wanted = 2 ** said.budget.detach() / 255
+    torch.testing.assert_close(tiled.budgets, wanted, rtol=1e-4, atol=1e-6, equal_nan=True)
+
+
+def test_without_heads_nothing_is_said_of_them():
+    found = task(calibration=CALIBRATION).identify(images())
+    assert found.victims is found.victim_probabilities is found.attacked is found.budgets is None
+
+
+def test_no_size_of_image_is_compiled():
+    """G of a checkpoint that was trained with `compile` would otherwise be compiled for picture after picture."""
+    compiled = []
+
+    def backend(graph, _):
+        compiled.append(graph)
+        return graph.forward
+
+    made = task(calibration=CALIBRATION)
+    made.reconstructor.compile(backend=backend)
+    plain = task(calibration=CALIBRATION)
+    for size in (8, 12, 9):
+        found, wanted = (each.identify(images(2, size, size)) for each in (made, plain))
+        torch.testing.assert_close(found.reconstructed, wanted.reconstructed)
+    assert not compiled
+    made(images())
+    assert compiled
+
+
 @pytest.mark.parametrize("length", [1, 511, 512, 513, 1025, 4096, 5000])
 def test_tiles_cover_a_side_once(length):
     edges = list(identification._edges(length))
