@@ -29,8 +29,9 @@ demo: $(STAMP)
 	$(BIN)/lightning test --config $(DEMO)/redrl/config.yaml --ckpt_path best
 	@echo "== figures are in $(DEMO)/redrl/figures, tables in $(DEMO)/redrl/results.csv and results.json"
 
+# two at a time, one thread each: more threads than cores take many times as long
 test: $(STAMP)
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 lint: $(STAMP)
 	$(BIN)/ruff check lit_adv callbacks tests benchmarks
