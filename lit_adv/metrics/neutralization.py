@@ -63,11 +63,10 @@ class NeutralizationScore(Metric):
                     "labels)"
                 )
         none = self.images.new_zeros(())
-        hits, sizes = {}, {}
-        for name, found in right.items():
-            hits[name], sizes[name] = found.sum(), self.images.new_tensor(len(found))
+        counted = {name: each.sum() for name, each in right.items()}
+        sizes = {name: none + len(each) for name, each in right.items()}
         # not in place: Lightning may have reset these in inference mode
-        self.right = self.right + torch.stack([hits.get(name, none) for name in self.scores])
+        self.right = self.right + torch.stack([counted.get(name, none) for name in self.scores])
         self.images = self.images + torch.stack([sizes.get(name, none) for name in self.scores])
 
     def compute(self) -> dict[str, dict[str, Any]]:
