@@ -17,6 +17,7 @@ from lit_adv.models import neutralize
 from .class_pairs import ClassPair
 
 BlobFrom = Literal["images", "representatives"]
+Keep = Literal["source", "both"]
 
 
 class Point(NamedTuple):
@@ -90,8 +91,9 @@ class RegionCounts:
 class BlobSearch:
     """The distinct blobs of a grid of thresholds for one class pair, and how the training images fare behind each.
 
-    Every image is called three times for a blob, once with a gradient, where the attack takes one step: modified, in
-    the attack, and attacked. The last two are left out for a blob that costs too much accuracy.
+    Every image of the source class is called three times for a blob, once with a gradient, where the attack takes one
+    step: modified, in the attack, and attacked. The last two are left out for a blob that costs too much accuracy.
+    Where both classes must keep their accuracy, images of the target class are called once.
 
     Args:
         pair: The classes.
@@ -102,6 +104,7 @@ class BlobSearch:
         attack: The attack.
         seed: Of the attack.
         chunk_size: Most images that are looked at together.
+        keep: Whose accuracy counts, the source class' or that of both.
     """
 
     def __init__(
@@ -114,6 +117,7 @@ class BlobSearch:
         attack: Attack,
         seed: int,
         chunk_size: int,
+        keep: Keep = "source",
     ) -> None:
         self.pair, self.grid, self.value = pair, list(grid), value
         self.attack, self.seed, self.chunk_size = attack, seed, chunk_size
@@ -123,28 +127,33 @@ class BlobSearch:
         blobs, places = torch.unique(made.flatten(1), dim=0, return_inverse=True)
         self.blobs = blobs.view(-1, *made.shape[1:])
         self.nothing, self.places = int(places[0]), places[1:]
-        self.images = 0
-        self.clean = torch.zeros((), dtype=torch.int64, device=made.device)
-        self.modified = torch.zeros(len(self.blobs), dtype=torch.int64, device=made.device)
-        self.attacked = torch.zeros_like(self.modified)
+        # by class, the source first: images, right ones without and behind each blob
+        classes = {"source": 1, "both": 2}[keep]
+        self.images = torch.zeros(classes, dtype=torch.int64, device=made.device)
+        self.clean = torch.zeros_like(self.images)
+        self.modified = self.images.new_zeros(classes, len(self.blobs))
+        self.attacked = torch.zeros_like(self.modified[0])
 
-    def score_modified(self, images: Tensor) -> None:
-        """Counts what the classifier makes of a batch of the source class behind every blob."""
-        self.images += len(images)
-        self.clean += self.pair.right(images).sum()
-        for some, modified in self._behind(images, torch.arange(len(self.blobs), device=images.device)):
-            self.modified[some] += self._right(modified, len(some))
+    def score_modified(self, images: Tensor, labels: Tensor) -> None:
+        """Counts what the classifier makes of a batch of all classes behind every blob."""
+        for place in range(len(self.images)):
+            own = images[labels == (self.pair.target if place else self.pair.source)]
+            self.images[place] += len(own)
+            self.clean[place] += self.pair.right(own, target=bool(place)).sum()
+            for some, modified in self._behind(own, torch.arange(len(self.blobs), device=images.device)):
+                hits = self.pair.right(modified, target=bool(place))
+                self.modified[place, some] += hits.view(len(some), -1).sum(1)
 
-    def score_attacked(self, images: Tensor, wanted: Tensor) -> None:
-        """The same after an attack, for the blobs ``wanted``, ``(M,)`` bool."""
-        for some, modified in self._behind(images, wanted.nonzero()[:, 0]):
+    def score_attacked(self, images: Tensor, labels: Tensor, wanted: Tensor) -> None:
+        """The same for the source class after an attack, for the blobs ``wanted``, ``(M,)`` bool."""
+        own = images[labels == self.pair.source]
+        for some, modified in self._behind(own, wanted.nonzero()[:, 0]):
             made = self.pair.attacked(self.attack, modified, self.seed)
-            self.attacked[some] += self._right(made, len(some))
+            self.attacked[some] += self.pair.right(made).view(len(some), -1).sum(1)
 
     def reduce(self, total: Callable[[Tensor], Tensor]) -> None:
         """Adds the counts of `score_modified` of all processes."""
-        self.clean, self.modified = total(self.clean), total(self.modified)
-        self.images = int(total(torch.tensor(self.images, device=self.clean.device)))
+        self.images, self.clean, self.modified = total(self.images), total(self.clean), total(self.modified)
 
     def reduce_attacked(self, total: Callable[[Tensor], Tensor]) -> None:
         """Adds the counts of `score_attacked` of all processes."""
@@ -152,13 +161,14 @@ class BlobSearch:
 
     @property
     def drop(self) -> Tensor:
-        """Accuracy lost behind each blob, ``(M,)`` float64."""
-        return shares(self.clean - self.modified, self.images)
+        """Accuracy lost behind each blob, by the class that loses more, ``(M,)`` float64."""
+        # a class without images loses nothing
+        return ((self.clean[:, None] - self.modified).double() / self.images[:, None].clamp(min=1)).amax(0)
 
     @property
     def robust(self) -> Tensor:
         """Accuracy under attack behind each blob, ``(M,)`` float64."""
-        return shares(self.attacked, self.images)
+        return shares(self.attacked, int(self.images[0]))
 
     def choose(self, max_drop: float) -> Choice:
         """The blob with the best accuracy under attack of those that cost at most ``max_drop``."""
@@ -183,9 +193,6 @@ class BlobSearch:
         for some in chosen.split(max(1, self.chunk_size // len(images))):
             blobs = self.blobs[some].repeat_interleave(len(images), 0)
             yield some, neutralize(images.repeat(len(some), 1, 1, 1), blobs, self.value)
-
-    def _right(self, images: Tensor, blobs: int) -> Tensor:
-        return self.pair.right(images).view(blobs, -1).sum(1)
 
 
 def common_choice(searches: Sequence[BlobSearch], max_drop: float) -> list[Choice]:
@@ -217,7 +224,7 @@ def grid_points(values: Sequence[float]) -> list[Point]:
     return [Point(*each) for each in product(values, repeat=3)]
 
 
-# 0.98 of 50 images is one image, whatever the last bit says
+# a loss of one image in 50 is 0.02, whatever the last bit says
 _ROUNDING = 1e-9
 
 

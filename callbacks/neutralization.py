@@ -35,6 +35,7 @@ from .blob_search import (
     BlobFrom,
     BlobSearch,
     Choice,
+    Keep,
     Point,
     RegionCounts,
     common_choice,
@@ -80,6 +81,8 @@ class Neutralization(pl.Callback):
             none does better than nothing, nothing is blocked.
         grid: Values of each of the three in the search.
         max_drop: Accuracy that a blob may cost on the training split.
+        keep: Whose accuracy that is: the ``source`` class' as in the paper, which a blob keeps best that turns
+            everything into it, or that of ``both`` classes.
         value: What blocked pixels become, before normalisation.
         protocol: ``split``, or ``paper``: the regions are those of the test images, on which the scores are then too
             good.
@@ -99,7 +102,7 @@ class Neutralization(pl.Callback):
 
     Attributes:
         results: After a test, a dictionary for each row of the table.
-        choices: The blobs, by (source, target) and ``given``, ``pair`` or ``all pairs``.
+        choices: The blobs, by (source, target) and ``given``, ``pair`` or ``all``.
 
     Raises:
         ValueError: An argument is out of range; in the test, pairs or data that do not fit.
@@ -125,6 +128,7 @@ class Neutralization(pl.Callback):
         search: bool = False,
         grid: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
         max_drop: float = 0.02,
+        keep: Keep = "source",
         value: float = 0.0,
         protocol: Literal["split", "paper"] = "split",
         decision: Decision = "pair",
@@ -139,7 +143,7 @@ class Neutralization(pl.Callback):
         chunk_size: int = 512,
         seed: int = 0,
     ) -> None:
-        _check_choices(protocol=protocol, decision=decision, blob_from=blob_from, cam=cam)
+        _check_choices(protocol=protocol, decision=decision, blob_from=blob_from, cam=cam, keep=keep)
         _check_attacks(attack, map_attack, adaptive_attack)
         self.pairs = None if pairs is None else _checked_pairs(pairs)
         if not grid:
@@ -161,6 +165,7 @@ class Neutralization(pl.Callback):
         self.search = search
         self.grid = list(grid)
         self.max_drop = max_drop
+        self.keep: Keep = keep
         self.value = value
         self.protocol = protocol
         self.decision: Decision = decision
@@ -235,9 +240,9 @@ class Neutralization(pl.Callback):
 
     def _search(self, trainer: pl.Trainer, device: torch.device) -> None:
         points = grid_points(self.grid)
+        options = self.blob_from, self.value, self.attack, self.seed, self.chunk_size, self.keep
         searches = [
-            BlobSearch(pair, counts, points, self.blob_from, self.value, self.attack, self.seed, self.chunk_size)
-            for pair, counts in zip(self._pairs, self._counts, strict=True)
+            BlobSearch(pair, counts, points, *options) for pair, counts in zip(self._pairs, self._counts, strict=True)
         ]
         total, images = sum(len(each.blobs) for each in searches), max(counts.images for counts in self._counts)
         rank_zero_info(
@@ -245,7 +250,7 @@ class Neutralization(pl.Callback):
         )
         for images_, labels in self._training(trainer, device):
             for each in searches:
-                each.score_modified(images_[labels == each.pair.source])
+                each.score_modified(images_, labels)
         for each in searches:
             each.reduce(lambda tensor: _total(trainer, tensor))
         wanted = wanted_blobs(searches, self.max_drop)
@@ -254,7 +259,7 @@ class Neutralization(pl.Callback):
         )
         for images_, labels in self._training(trainer, device):
             for each, blobs in zip(searches, wanted, strict=True):
-                each.score_attacked(images_[labels == each.pair.source], blobs)
+                each.score_attacked(images_, labels, blobs)
         for each in searches:
             each.reduce_attacked(lambda tensor: _total(trainer, tensor))
         together = common_choice(searches, self.max_drop) if len(searches) > 1 else []
@@ -262,7 +267,7 @@ class Neutralization(pl.Callback):
             found = self.choices[each.pair.source, each.pair.target]
             found["pair"] = each.choose(self.max_drop)
             if together:
-                found["all pairs"] = together[place]
+                found["all"] = together[place]
 
     def _maps(
         self, model: nn.Module, images: Tensor, labels: Tensor
@@ -351,8 +356,7 @@ class Neutralization(pl.Callback):
             row.similarity.update(roi[:, None].float(), roa[:, None].float())
             row.masked = row.masked + torch.stack([roi.sum(0), roa.sum(0)])
             shown = self._shown.setdefault((pair.source, pair.target), [])
-            last = row is self._rows_of(pair)[-1]
-            if trainer.is_global_zero and last and images.shape[1] in (1, 3):
+            if trainer.is_global_zero and row is self._drawn(pair) and images.shape[1] in (1, 3):
                 pictures = {
                     "image": images,
                     "adversarial": adversarial,
@@ -368,10 +372,14 @@ class Neutralization(pl.Callback):
                     kept: dict[str, Any] = {name: each[place].float().cpu() for name, each in pictures.items()}
                     hits = (found[name][place] for name in NeutralizationScore.SCORES[:4])
                     captions = ["right" if hit else "wrong" for hit in hits]
-                    shown.append(RegionExample(self._name(pair), **kept, captions=captions))
+                    shown.append(RegionExample(f"{self._name(pair)}\n{row.about}", **kept, captions=captions))
 
     def _rows_of(self, pair: ClassPair) -> list[_Row]:
         return [row for row in self._rows if row.pair is pair]
+
+    def _drawn(self, pair: ClassPair) -> _Row:
+        """The row that the figures of examples and representatives show: the pair's own, where one was searched."""
+        return self._rows_of(pair)[int(self.search)]
 
     def _name(self, pair: ClassPair) -> str:
         return f"{self._names[pair.source]} → {self._names[pair.target]}"
@@ -449,7 +457,19 @@ class Neutralization(pl.Callback):
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
-        names = ("search", "grid", "max_drop", "value", "protocol", "decision", "relative", "blob_from", "cam", "layer")
+        names = (
+            "search",
+            "grid",
+            "max_drop",
+            "keep",
+            "value",
+            "protocol",
+            "decision",
+            "relative",
+            "blob_from",
+            "cam",
+            "layer",
+        )
         settings: dict[str, Any] = {name: getattr(self, name) for name in (*names, "confidence", "seed")}
         settings |= {name: repr(getattr(self, name)) for name in ("attack", "map_attack", "adaptive_attack")}
         with replacing(folder / "neutralization.json") as path:
@@ -471,14 +491,14 @@ class Neutralization(pl.Callback):
             log_figure(trainer, "neutralization_examples", regions_figure(shown, "Regions and the blob blocked"))
             panels = {}
             for pair, counts in list(zip(self._pairs, self._counts, strict=True))[:_MOST]:
-                row = self._rows_of(pair)[-1]
+                row = self._drawn(pair)
                 point = row.choice.point or self.given
                 blob = row.choice.blob
                 caption = f"{percent(float(blob.double().mean()))} blocked"
                 examples = self._shown.get((pair.source, pair.target))
                 image = examples[0].image if examples else torch.zeros(1, *blob.shape)
                 maps = counts.representatives(point.delta1, point.delta2)
-                panels[self._name(pair)] = Representatives(*maps, blob.float(), image, caption)
+                panels[f"{self._name(pair)}\n{row.about}"] = Representatives(*maps, blob.float(), image, caption)
             figure = representatives_figure(panels, "Class representatives and blobs")
             log_figure(trainer, "neutralization_representatives", figure)
         accuracies = {f"{row['source']} → {row['target']}, {row['chosen']}": row["scores"] for row in self.results}
@@ -490,8 +510,8 @@ class Neutralization(pl.Callback):
         title = f"Neutralisation ({self.protocol} protocol, accuracy of the source class)"
         style: dict[str, Any] = {"title_justify": "left", "title_style": "bold", "box": box.SIMPLE_HEAD}
         table = Table(title=title, pad_edge=False, padding=(0, 1, 0, 0), min_width=len(title), **style)
-        for name in ("pair", "chosen"):
-            table.add_column(name, overflow="fold")
+        table.add_column("pair", overflow="fold")
+        table.add_column("chosen", no_wrap=True)
         for heading in ("area", *_SHORT.values()):
             table.add_column(heading, justify="right", no_wrap=True)
         before = None
@@ -503,8 +523,10 @@ class Neutralization(pl.Callback):
             numbers = ("–" if value is None else f"{100 * value:.1f}" for value in values)
             table.add_row(name if name != before else "", row["chosen"], *numbers)
             before = name
-        table.caption = "per cent; rebl.: blocked again; adapt.: the attacker knows the blob; target: other class"
-        table.caption_justify = "left"
+        table.caption = (
+            "per cent; m-adv: blocked, then attacked; rebl.: and blocked again; adapt.: strong "
+            "attack that knows the blob; target: the other class, blocked"
+        )table.caption_justify = "left"
         return table
 
 
@@ -531,6 +553,12 @@ class _Row:
         masked = torch.zeros(2, *size, dtype=torch.int64, device=device)
         return cls(pair, chosen, choice, scores, similarity, masked, callback.given)
 
+    @property
+    def about(self) -> str:
+        """The thresholds in words."""
+        point = self.choice.point
+        return "nothing" if point is None else " ".join(f"{number:g}".removeprefix("0") for number in point)
+
     def masks(self, importance: Tensor, attack: Tensor) -> tuple[Tensor, Tensor]:
         """RoI and RoA of a batch; at the given thresholds where nothing is blocked."""
         point = self.choice.point or self.given
@@ -554,7 +582,7 @@ _SHORT = {
     "clean": "clean",
     "adversarial": "adv.",
     "modified": "mod.",
-    "modified_adversarial": "mod-adv",
+    "modified_adversarial": "m-adv",
     "reneutralised": "rebl.",
     "strong": "strong",
     "adaptive": "adapt.",
@@ -565,6 +593,7 @@ _CHOICES = {
     "decision": ("pair", "all"),
     "blob_from": ("images", "representatives"),
     "cam": ("grad_cam", "grad_cam_plus_plus"),
+    "keep": ("source", "both"),
 }
 
 

@@ -175,6 +175,7 @@ def neutralization_figure(
         axes.tick_params(labelsize=8, colors=GREY)
         axes.grid(axis="x", color="#e5e9ee")
         axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(axis="y", length=0)
         axes.xaxis.set_tick_params(labelbottom=True)
     figure.supxlabel("accuracy in per cent, with its interval", fontsize=9, color=DARK)
     if title:
