@@ -526,7 +526,8 @@ class Neutralization(pl.Callback):
         table.caption = (
             "per cent; m-adv: blocked, then attacked; rebl.: and blocked again; adapt.: strong "
             "attack that knows the blob; target: the other class, blocked"
-        )table.caption_justify = "left"
+        )
+        table.caption_justify = "left"
         return table
 
 
