@@ -4,6 +4,7 @@ from .confusion_matrix import ConfusionMatrix
 from .figures import log_figure
 from .identification import IdentificationWriter
 from .input_saliency import InputSaliency
+from .neutralization import Neutralization
 from .reconstruction_grid import ReconstructionGrid
 from .results_table import ResultsTable
 from .robustness_table import RobustnessTable
@@ -15,6 +16,7 @@ __all__ = [
     "ConfusionMatrix",
     "IdentificationWriter",
     "InputSaliency",
+    "Neutralization",
     "RunProgress",
     "ReconstructionGrid",
     "ResultsTable",

@@ -15,6 +15,8 @@ from lit_adv.plots import (
     Localization,
     Panel,
     Profile,
+    RegionExample,
+    Representatives,
     Scale,
     budget_figure,
     budget_grid_figure,
@@ -24,9 +26,12 @@ from lit_adv.plots import (
     iterations_figure,
     localization_figure,
     methods_figure,
+    neutralization_figure,
     panel_grid,
     profile_figure,
     quality_figure,
+    regions_figure,
+    representatives_figure,
     threshold_figure,
 )
 
@@ -313,6 +318,52 @@ def test_heat_maps_over_their_images(channels) -> None:
     # jet's ends, dark red and dark blue, added to grey and scaled by the largest
     np.testing.assert_allclose(overlaid[2, 3], np.array([1.0, 0.5, 0.5]), atol=1e-2)
     np.testing.assert_allclose(overlaid[0, 0], np.array([0.5, 0.5, 1.0]), atol=1e-2)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_regions_in_their_colours_and_the_blob_over_the_image(channels) -> None:
+    roi = torch.tensor([[1, 1], [0, 0]]).float()
+    roa = torch.tensor([[1, 0], [1, 0]]).float()
+    grey = torch.full((channels, 2, 2), 0.5)
+    maps = {"importance": roi, "attack": 0.1 * roa, "roi": roi, "roa": roa, "blob": roi}
+    pictures = dict.fromkeys(("image", "adversarial", "modified", "modified_adversarial"), grey)
+    words = ["right", "wrong", "right", "lost"]
+    figure = regions_figure([RegionExample("0 → 1\n.5", **pictures, **maps, captions=words)], "title")
+    _pixels(figure)
+    assert {*words, "0 → 1\n.5", "title", "regions", "blocked"} <= _words(figure)
+    shown = [np.asarray(axes.images[0].get_array()) for axes in figure.axes[:9]]
+    assert len({tuple(shown[6][place].round(3)) for place in np.ndindex(2, 2)}) == 4
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    colours = [tuple(np.round(patch.get_facecolor()[:3], 3)) for patch in figure.legends[0].get_patches()]
+    by_name = dict(zip(labels, colours, strict=True))
+    for place, name in (((0, 0), "both"), ((0, 1), "RoI only"), ((1, 0), "RoA only"), ((1, 1), "neither")):
+        (colour,) = (value for key, value in by_name.items() if key.startswith(name))
+        assert tuple(shown[6][place].round(3)) == colour
+    np.testing.assert_allclose(shown[4], roa)  # over its maximum
+    for number, mask in ((2, roi), (5, roa), (7, roi)):
+        changed = np.abs(shown[number] - 0.5).max(-1) > 1e-6
+        np.testing.assert_array_equal(changed, mask.bool())
+    figure = representatives_figure({"0 → 1": Representatives(0.6 * roi, 0.4 * roa, roi, grey, "50 % blocked")})
+    _pixels(figure)
+    shown = [np.asarray(axes.images[0].get_array()) for axes in figure.axes[:4]]
+    np.testing.assert_allclose(shown[0], 0.6 * roi)
+    assert tuple(shown[2][0, 0].round(3)) == by_name["RoI only (UV⁻)"]  # 0.4 is below one half
+    assert "50 % blocked" in _words(figure)
+
+
+def test_accuracies_with_their_intervals() -> None:
+    half = {"accuracy": 0.5, "low": 0.3, "high": 0.7}
+    none = dict.fromkeys(half)
+    rows = {f"row {number}": {"clean": half, "adaptive": none if number else half} for number in range(4)}
+    figure = neutralization_figure(rows, {"clean": "clean", "adaptive": "knows the blob"}, "title")
+    _pixels(figure)
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title("left") for axes in panels] == list(rows)
+    assert [len(axes.lines) for axes in panels] == [4, 2, 2, 2]
+    line, point = panels[1].lines
+    np.testing.assert_allclose(line.get_xdata(), [30, 70])
+    assert (point.get_xdata()[0], point.get_ydata()[0]) == (50, 1)  # clean at the top
+    assert [text.get_text() for text in panels[0].get_yticklabels()] == ["clean", "knows the blob"]
 
 
 def test_pyplot_knows_of_no_figure() -> None:

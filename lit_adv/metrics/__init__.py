@@ -5,6 +5,7 @@ from lit_adv.metrics.calibration import AnsweredAccuracy, Calibration, LogitCali
 from lit_adv.metrics.fooling import FoolingRate
 from lit_adv.metrics.hierarchy import HierarchicalRecognition
 from lit_adv.metrics.localization import LocalizationScores, localization_scores
+from lit_adv.metrics.neutralization import NeutralizationScore, wilson_interval
 from lit_adv.metrics.recognition import RecognitionAccuracy
 from lit_adv.metrics.reconstruction import ReconstructionAccuracy
 from lit_adv.metrics.robustness import RobustAccuracy
@@ -22,6 +23,7 @@ __all__ = [
     "LogitCalibration",
     "MeanPSNR",
     "MeanSSIM",
+    "NeutralizationScore",
     "RecognitionAccuracy",
     "ReconstructionAccuracy",
     "RobustAccuracy",
@@ -34,4 +36,5 @@ __all__ = [
     "psnr",
     "ssim",
     "ssim_map",
+    "wilson_interval",
 ]

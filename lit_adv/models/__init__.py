@@ -4,6 +4,7 @@ from lit_adv.models.attribution import Attribution, AttributionHeads
 from lit_adv.models.classifier import Classifier, classifier, load_classifier, save_classifier
 from lit_adv.models.features import VGGFeatures
 from lit_adv.models.frozen import fingerprint, freeze_
+from lit_adv.models.neutralization import NeutralizationDefense, neutralize
 from lit_adv.models.redrl import AttackRecognizer, Reconstructor
 
 __all__ = [
@@ -11,11 +12,13 @@ __all__ = [
     "Attribution",
     "AttributionHeads",
     "Classifier",
+    "NeutralizationDefense",
     "Reconstructor",
     "VGGFeatures",
     "classifier",
     "fingerprint",
     "freeze_",
     "load_classifier",
+    "neutralize",
     "save_classifier",
 ]

@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -163,12 +163,13 @@ def classifier(
     return Classifier(name, num_classes, image_size, in_channels, weights, mean, std)
 
 
-def save_classifier(model: Classifier, path: str | Path) -> None:
+def save_classifier(model: Classifier, path: str | Path, neutralization: Mapping[str, Tensor] | None = None) -> None:
     """Writes a classifier, weights and description, into one safetensors file.
 
     Args:
         model: The classifier.
         path: Where to; must end in `.safetensors`.
+        neutralization: `blob` and `value` of a `NeutralizationDefense` around it, whose `save` calls this.
 
     Raises:
         ValueError: The path ends otherwise.
@@ -177,17 +178,22 @@ def save_classifier(model: Classifier, path: str | Path) -> None:
     if path.suffix != ".safetensors":
         raise ValueError(f"save_classifier: path must end in .safetensors, got '{path}'")
     path.parent.mkdir(parents=True, exist_ok=True)
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    state = {**model.state_dict(), **{_NEUTRALIZATION + key: value for key, value in (neutralization or {}).items()}}
+    state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     partial = path.with_name(path.name + ".partial")
     save_file(state, partial, metadata={"format": "pt", "classifier": json.dumps(model.spec)})
     partial.replace(path)
 
 
-def load_classifier(path: str | Path) -> Classifier:
+def load_classifier(path: str | Path) -> nn.Module:
     """A trained classifier in eval mode, on the CPU.
 
     Args:
-        path: A checkpoint of `VictimClassifier` (`.ckpt`), or a file of `save_classifier` (`.safetensors`).
+        path: A checkpoint of `VictimClassifier` (`.ckpt`), or a file of `save_classifier` or of
+            `NeutralizationDefense.save` (`.safetensors`).
+
+    Returns:
+        A `Classifier`, or the `NeutralizationDefense` around one.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -210,6 +216,7 @@ def load_classifier(path: str | Path) -> Classifier:
             f"{owner}: '{path}' does not say which classifier it holds (it must come from VictimClassifier or"
             " save_classifier; a plain state_dict goes to Classifier(name, num_classes, weights=path))"
         )
+    blob, value = (state.pop(_NEUTRALIZATION + key, None) for key in ("blob", "value"))
     try:
         model = Classifier(**spec)
     except TypeError as error:
@@ -218,7 +225,16 @@ def load_classifier(path: str | Path) -> Classifier:
     if wrong:
         raise ValueError(f"{owner}: '{path}' does not hold the {spec['name']} it describes: {wrong} (save it again)")
     model.load_state_dict(state, strict=False)
-    return model.eval()
+    if blob is None and value is None:
+        return model.eval()
+    if blob is None or value is None:
+        raise ValueError(
+            f"{owner}: '{path}' lacks the {'blob' if blob is None else 'value'} of its defence (save it again)"
+        )
+    # imports this module
+    from lit_adv.models.neutralization import NeutralizationDefense
+
+    return NeutralizationDefense(model, blob, float(value)).eval()
 
 
 def check_name(name: str, owner: str) -> None:
@@ -234,6 +250,7 @@ def check_name(name: str, owner: str) -> None:
         raise ValueError(f"{owner}: name must be one of {', '.join(names)}, got '{name}'{hint}")
 
 
+_NEUTRALIZATION = "neutralization."
 _CIFAR_DEPTHS = {"resnet20": 20, "resnet32": 32, "resnet44": 44, "resnet56": 56}
 # below, a pooling layer has nothing left or every stage sees a single pixel
 _SMALLEST = {"vgg16": 32, "vgg16_bn": 32, "vgg19": 32, "vgg19_bn": 32, "alexnet": 16}

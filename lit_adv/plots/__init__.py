@@ -11,6 +11,13 @@ from lit_adv.plots.perceptual_pictures import (
     localization_figure,
     methods_figure,
 )
+from lit_adv.plots.regions import (
+    RegionExample,
+    Representatives,
+    neutralization_figure,
+    regions_figure,
+    representatives_figure,
+)
 from lit_adv.plots.saliency import HeatMap, Profile, heat_map_figure, profile_figure
 
 __all__ = [
@@ -19,6 +26,8 @@ __all__ = [
     "Localization",
     "Panel",
     "Profile",
+    "RegionExample",
+    "Representatives",
     "Scale",
     "budget_figure",
     "budget_grid_figure",
@@ -28,8 +37,11 @@ __all__ = [
     "iterations_figure",
     "localization_figure",
     "methods_figure",
+    "neutralization_figure",
     "panel_grid",
     "profile_figure",
     "quality_figure",
+    "regions_figure",
+    "representatives_figure",
     "threshold_figure",
 ]

@@ -16,6 +16,7 @@ from lit_adv.metrics import (
     LogitCalibration,
     MeanPSNR,
     MeanSSIM,
+    NeutralizationScore,
     RecognitionAccuracy,
     ReconstructionAccuracy,
     VictimAccuracy,
@@ -79,12 +80,18 @@ def _values(columns: torch.Tensor) -> dict[str, torch.Tensor]:
     victim.update(label % 2, attack, before - (attack == 0).long())
     budget = BudgetError(["clean", "pgd", "cw"])
     budget.update(1.0 + after, torch.where(attack == 0, torch.nan, 2.0 + before), label, attack)
+    neutral = NeutralizationScore(["clean", "modified", "adversarial"])
+    neutral.update({"clean": before == label, "modified": after == label})
+    if len(label) != 8:  # the second process has none of these
+        neutral.update({"adversarial": (attack == label)[:23]})
+    scores = {f"{name} {key}": torch.tensor(v) for name, row in neutral.compute().items() for key, v in row.items()}
     more = {"hierarchy": hierarchy, "victim": victim, "budget": budget}
     return {
         **{f"{name} {key}": value for name, metric in more.items() for key, value in metric.compute().items()},
         **recognition.compute(),
         "reconstruction": reconstruction.compute(),
         "fooling": fooling.compute(),
+        **scores,
         **_perceptual(before),
         **_calibration(label, attack),
     }

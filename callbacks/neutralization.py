@@ -1,0 +1,680 @@
+"""Are there pixels that only the attacker needs, and what is it worth to block them? Scores, table and figures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import rich
+import torch
+from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities.rank_zero import rank_zero_info
+from rich import box
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor, nn
+
+from lit_adv.attacks import BIM, FGSM, PGD, Attack
+from lit_adv.data.datasets import ImageDataset
+from lit_adv.data.sampling import rank_and_world
+from lit_adv.evaluation import pair as images_and_labels
+from lit_adv.explain import gradient_map, importance_map, perturbation_map
+from lit_adv.explain.regions import Cam, shares
+from lit_adv.files import replacing
+from lit_adv.metrics import MeanSSIM, NeutralizationScore, ssim
+from lit_adv.models import Classifier, NeutralizationDefense, neutralize
+from lit_adv.plots import RegionExample, Representatives, neutralization_figure, regions_figure, representatives_figure
+
+from .blob_search import (
+    BlobFrom,
+    BlobSearch,
+    Choice,
+    Keep,
+    Point,
+    RegionCounts,
+    common_choice,
+    grid_points,
+    wanted_blobs,
+)
+from .class_pairs import ClassPair, Decision
+from .figures import log_figure
+from .repeats import fresh_rows
+from .tables import percent
+
+
+class Neutralization(pl.Callback):
+    """Isolates the pixels that only the attack needs, blocks them, and scores the classifier before and after.
+
+    For tasks whose ``forward`` maps images to logits, on batches (images, labels). For every class pair, source and
+    target: the RoI of the source class' training images (class activation of the source class on the clean image), the
+    RoA (what ``map_attack`` changes most), and the blob of the pixels that lie outside the one and inside the other in
+    a share theta of the images. Then, on the source class' test images, these accuracies with Wilson intervals:
+
+    - ``clean`` and ``adversarial``, under ``attack``, of the classifier as it is;
+    - ``modified``: the blob takes ``value``; ``modified_adversarial``: these images attacked, the attacker free to
+      write into the blob; ``reneutralised``: the same with the blob blocked once more, as a deployed defence does;
+    - ``unaware``: the defended classifier on images made against the bare one;
+    - ``strong`` and ``adaptive``: ``adaptive_attack`` on the bare classifier, and on the defended one, whose blob the
+      attacker then knows. Judge the defence by the last;
+    - ``target_clean`` and ``target_modified``: the target class' test images, which the defence blocks as well. A blob
+      that turns everything into the source class is seen here.
+
+    Writes ``neutralization.csv`` and ``neutralization.json``, figures (examples, representatives, accuracies), and
+    where the task holds a `Classifier` each blob as ``neutralization/<source>_to_<target>_<chosen>.safetensors``, a
+    victim for any config; prints the table and logs ``neutralization/<pair>/<chosen>/<score>``. Several processes give
+    the numbers of one. The SSIM of RoI and RoA is that of the test images.
+
+    Args:
+        attack: Under which the accuracies are; one step where blobs are searched, which keeps to three forward passes.
+        pairs: Source and target classes; None takes all ordered pairs.
+        delta1: Of the RoI, on the activation's scale of [0, 1].
+        delta2: Of the RoA: a share of the image's largest perturbation, or pixel units where not ``relative``.
+        theta: Of the blob, a share of the images.
+        search: Also choose the three on the training split, by ``grid``, for each pair and for all pairs together: the
+            best ``modified_adversarial`` of those blobs that cost at most ``max_drop`` of the clean accuracy. Where
+            none does better than nothing, nothing is blocked.
+        grid: Values of each of the three in the search.
+        max_drop: Accuracy that a blob may cost on the training split.
+        keep: Whose accuracy that is: the ``source`` class' as in the paper, which a blob keeps best that turns
+            everything into it, or that of ``both`` classes.
+        value: What blocked pixels become, before normalisation.
+        protocol: ``split``, or ``paper``: the regions are those of the test images, on which the scores are then too
+            good.
+        decision: ``pair`` reads the two classes' logits alone, a binary problem as in the paper; ``all`` all classes'.
+        map_attack: Whose perturbation is the RoA; None takes ten steps of the radius of a one-step sign attack, which
+            itself has no grades, and else ``attack``. ``gradient`` takes the size of the loss' gradient.
+        adaptive_attack: Strong attack; None takes 20 steps of PGD with ``attack``'s radius.
+        relative: See ``delta2``.
+        blob_from: ``images``: the share of images that have the pixel in RoA without RoI; ``representatives``: the
+            shares of RoA and RoI, each by itself.
+        cam: Activation map.
+        layer: Name of the layer; None takes the last convolution.
+        confidence: Of the intervals.
+        examples: Images in the figure, for each of the first pairs.
+        chunk_size: Most images that a search looks at together.
+        seed: Of the attacks.
+
+    Attributes:
+        results: After a test, a dictionary for each row of the table.
+        choices: The blobs, by (source, target) and ``given``, ``pair`` or ``all``.
+
+    Raises:
+        ValueError: An argument is out of range; in the test, pairs or data that do not fit.
+    """
+
+    SCORES = (
+        *NeutralizationScore.SCORES,
+        "unaware",
+        "strong",
+        "adaptive",
+        "target_clean",
+        "target_modified",
+    )
+    SETTINGS = ("source", "target", "chosen", "delta1", "delta2", "theta", "area", "images", "target_images")
+
+    def __init__(
+        self,
+        attack: Attack,
+        pairs: Sequence[tuple[int, int]] | None = None,
+        delta1: float = 0.5,
+        delta2: float = 0.5,
+        theta: float = 0.5,
+        search: bool = False,
+        grid: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+        max_drop: float = 0.02,
+        keep: Keep = "source",
+        value: float = 0.0,
+        protocol: Literal["split", "paper"] = "split",
+        decision: Decision = "pair",
+        map_attack: Attack | Literal["gradient"] | None = None,
+        adaptive_attack: Attack | None = None,
+        relative: bool = True,
+        blob_from: BlobFrom = "images",
+        cam: Cam = "grad_cam",
+        layer: str | None = None,
+        confidence: float = 0.95,
+        examples: int = 2,
+        chunk_size: int = 512,
+        seed: int = 0,
+    ) -> None:
+        _check_choices(protocol=protocol, decision=decision, blob_from=blob_from, cam=cam, keep=keep)
+        _check_attacks(attack, map_attack, adaptive_attack)
+        self.pairs = None if pairs is None else _checked_pairs(pairs)
+        if not grid:
+            raise ValueError("Neutralization: grid must hold at least one value, got none")
+        for name, number, low, high in (
+            ("value", value, 0, 1),
+            ("max_drop", max_drop, 0, 1),
+            ("examples", examples, 0, float("inf")),
+            ("chunk_size", chunk_size, 1, float("inf")),
+        ):
+            if not low <= number <= high:
+                raise ValueError(f"Neutralization: {name} must be in [{low}, {high:g}], got {number}")
+        # checks its argument
+        NeutralizationScore(confidence=confidence)
+        self.attack = attack
+        self.map_attack = map_attack if map_attack is not None else _graded(attack)
+        self.adaptive_attack = adaptive_attack or _strong(attack)
+        self.given = Point(delta1, delta2, theta)
+        self.search = search
+        self.grid = list(grid)
+        self.max_drop = max_drop
+        self.keep: Keep = keep
+        self.value = value
+        self.protocol = protocol
+        self.decision: Decision = decision
+        self.relative = relative
+        self.blob_from: BlobFrom = blob_from
+        self.cam: Cam = cam
+        self.layer = layer
+        self.confidence = confidence
+        self.examples = examples
+        self.chunk_size = chunk_size
+        self.seed = seed
+        self.results: list[dict[str, Any]] = []
+        self.choices: dict[tuple[int, int], dict[str, Choice]] = {}
+        self._rows: list[_Row] = []
+        self._names: list[str] = []
+        self._pairs: list[ClassPair] = []
+        self._counts: list[RegionCounts] = []
+        self._shown: dict[tuple[int, int], list[RegionExample]] = {}
+
+    # Segregation ------------------------------------------------------------------------------------------------------
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        data = getattr(trainer, "datamodule", None)
+        if hasattr(data, "attack_classes"):
+            raise ValueError(
+                "Neutralization: the data must be clean pairs (images, labels), got an AdversarialDataModule (give its "
+                "source: the callback attacks by itself)"
+            )
+        self.results, self._rows, self._shown, self.choices = [], [], {}, {}
+        # a blob made in inference mode could not be part of a gradient
+        with torch.inference_mode(False), torch.no_grad():
+            self._segregate(trainer, pl_module)
+
+    def _segregate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        device = pl_module.device
+        self._names = self._class_names(trainer, pl_module)
+        classes = len(self._names)
+        wanted = self.pairs or [(s, t) for s in range(classes) for t in range(classes) if s != t]
+        wrong = [each for each in wanted if max(each) >= classes]
+        if wrong:
+            raise ValueError(f"Neutralization: pairs must be of the {classes} classes from 0, got {wrong[0]}")
+        self._pairs = [ClassPair(pl_module, source, target, self.decision) for source, target in wanted]
+        self._count(trainer, pl_module, device)
+        for each, counts in zip(self._pairs, self._counts, strict=True):
+            choice = Choice(self.given, counts.blob(self.given, self.blob_from))
+            self.choices[each.source, each.target] = {"given": choice}
+        if self.search:
+            self._search(trainer, device)
+        for each in self._pairs:
+            for chosen, choice in self.choices[each.source, each.target].items():
+                self._rows.append(_Row.new(self, each, chosen, choice, device))
+
+    def _count(self, trainer: pl.Trainer, model: nn.Module, device: torch.device) -> None:
+        """Makes the maps of all images of the source classes, once."""
+        deltas1, deltas2 = (list(dict.fromkeys([own, *self.grid * self.search])) for own in self.given[:2])
+        self._counts = []
+        for images, labels in self._training(trainer, device):
+            if not self._counts:
+                size = (images.shape[2], images.shape[3])
+                self._counts = [RegionCounts(deltas1, deltas2, size, device) for _ in self._pairs]
+            for pair, _, importance, attack in self._maps(model, images, labels):
+                self._counts[self._pairs.index(pair)].update(importance, attack)
+        if not self._counts:
+            raise ValueError("Neutralization: every process needs at least one batch of training images, got none")
+        for pair, counts in zip(self._pairs, self._counts, strict=True):
+            counts.reduce(lambda tensor: _total(trainer, tensor))
+            if not counts.images:
+                raise ValueError(
+                    f"Neutralization: pairs must be of classes with images, got none of {self._names[pair.source]} to "
+                    "take the regions of"
+                )
+
+    def _search(self, trainer: pl.Trainer, device: torch.device) -> None:
+        points = grid_points(self.grid)
+        options = self.blob_from, self.value, self.attack, self.seed, self.chunk_size, self.keep
+        searches = [
+            BlobSearch(pair, counts, points, *options) for pair, counts in zip(self._pairs, self._counts, strict=True)
+        ]
+        total, images = sum(len(each.blobs) for each in searches), max(counts.images for counts in self._counts)
+        rank_zero_info(
+            f"Neutralization: {total:,} distinct blobs of {len(searches)} pairs, up to {images:,} images each"
+        )
+        for images_, labels in self._training(trainer, device):
+            for each in searches:
+                each.score_modified(images_, labels)
+        for each in searches:
+            each.reduce(lambda tensor: _total(trainer, tensor))
+        wanted = wanted_blobs(searches, self.max_drop)
+        rank_zero_info(
+            f"Neutralization: {sum(int(w.sum()) for w in wanted):,} of them keep the accuracy and are attacked"
+        )
+        for images_, labels in self._training(trainer, device):
+            for each, blobs in zip(searches, wanted, strict=True):
+                each.score_attacked(images_, labels, blobs)
+        for each in searches:
+            each.reduce_attacked(lambda tensor: _total(trainer, tensor))
+        together = common_choice(searches, self.max_drop) if len(searches) > 1 else []
+        for place, each in enumerate(searches):
+            found = self.choices[each.pair.source, each.pair.target]
+            found["pair"] = each.choose(self.max_drop)
+            if together:
+                found["all"] = together[place]
+
+    def _maps(
+        self, model: nn.Module, images: Tensor, labels: Tensor
+    ) -> Iterator[tuple[ClassPair, Tensor, Tensor, Tensor]]:
+        """Each pair with its images of a batch, their class activation and the size of their perturbation."""
+        for source in dict.fromkeys(pair.source for pair in self._pairs):
+            own = images[labels == source]
+            if not len(own):
+                continue
+            importance = importance_map(model, own, torch.full_like(labels[: len(own)], source), **self._map_options)
+            for pair in self._pairs:
+                if pair.source == source:
+                    yield pair, own, importance, self._attack_map(pair, own)
+
+    @property
+    def _map_options(self) -> dict[str, Any]:
+        return {"cam": self.cam, "layer": self.layer}
+
+    def _attack_map(self, pair: ClassPair, images: Tensor) -> Tensor:
+        if not isinstance(self.map_attack, Attack):
+            targets = None if self.decision == "pair" else pair.labels(images, target=True)
+            return gradient_map(pair.model, images, pair.labels(images), targets=targets, relative=self.relative)
+        made = pair.attacked(self.map_attack, images, self.seed)
+        return perturbation_map(images, made, relative=self.relative)
+
+    def _class_names(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[str]:
+        names = getattr(getattr(trainer, "datamodule", None), "classes", None)
+        if names is not None:
+            return [str(name) for name in names]
+        for images, _ in self._training(trainer, pl_module.device):
+            return [str(number) for number in range(pl_module(images[:1]).shape[1])]
+        raise ValueError("Neutralization: every process needs at least one batch of training images, got none")
+
+    def _training(self, trainer: pl.Trainer, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's share of the images that the regions are taken of."""
+        found = _test_batches(trainer) if self.protocol == "paper" else _training_batches(trainer)
+        for images, labels in found:
+            yield images.to(device), labels.to(device)
+
+    # Scores -----------------------------------------------------------------------------------------------------------
+
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        images, labels = images_and_labels(f"Neutralization with {type(pl_module).__name__}", batch)
+        fresh = fresh_rows(trainer, len(images), batch_idx, dataloader_idx)
+        images, labels = images[:fresh], labels[:fresh]
+        with torch.inference_mode(False), torch.no_grad():
+            images, labels = images.clone(), labels.clone()
+            for pair, own, importance, attack in self._maps(pl_module, images, labels):
+                self._score(trainer, pair, own, importance, attack)
+            for pair in self._pairs:
+                others = images[labels == pair.target]
+                clean = pair.right(others, target=True)
+                for row in self._rows_of(pair):
+                    modified = pair.right(neutralize(others, row.choice.blob, self.value), target=True)
+                    row.scores.update({"target_clean": clean, "target_modified": modified})
+
+    def _score(self, trainer: pl.Trainer, pair: ClassPair, images: Tensor, importance: Tensor, attack: Tensor) -> None:
+        adversarial = pair.attacked(self.attack, images, self.seed)
+        strong = pair.attacked(self.adaptive_attack, images, self.seed)
+        bare = {"clean": images, "adversarial": adversarial, "strong": strong}
+        right = {name: pair.right(each) for name, each in bare.items()}
+        for row in self._rows_of(pair):
+            blob = row.choice.blob
+            modified = neutralize(images, blob, self.value)
+            modified_adversarial = pair.attacked(self.attack, modified, self.seed)
+            defence = NeutralizationDefense(pair.model, blob, self.value).to(images.device)
+            adaptive = pair.attacked(self.adaptive_attack, images, self.seed, defence)
+            versions = {
+                "modified": modified,
+                "modified_adversarial": modified_adversarial,
+                "reneutralised": neutralize(modified_adversarial, blob, self.value),
+                "unaware": neutralize(adversarial, blob, self.value),
+                "adaptive": neutralize(adaptive, blob, self.value),
+            }
+            found = {**right, **{name: pair.right(each) for name, each in versions.items()}}
+            row.scores.update(found)
+            roi, roa = row.masks(importance, attack)
+            row.similarity.update(roi[:, None].float(), roa[:, None].float())
+            row.masked = row.masked + torch.stack([roi.sum(0), roa.sum(0)])
+            shown = self._shown.setdefault((pair.source, pair.target), [])
+            if trainer.is_global_zero and row is self._drawn(pair) and images.shape[1] in (1, 3):
+                pictures = {
+                    "image": images,
+                    "adversarial": adversarial,
+                    "importance": importance,
+                    "attack": attack,
+                    "roi": roi,
+                    "roa": roa,
+                    "blob": blob.expand(len(images), -1, -1),
+                    "modified": modified,
+                    "modified_adversarial": modified_adversarial,
+                }
+                for place in range(min(self.examples - len(shown), len(images))):
+                    kept: dict[str, Any] = {name: each[place].float().cpu() for name, each in pictures.items()}
+                    hits = (found[name][place] for name in NeutralizationScore.SCORES[:4])
+                    captions = ["right" if hit else "wrong" for hit in hits]
+                    shown.append(RegionExample(f"{self._name(pair)}\n{row.about}", **kept, captions=captions))
+
+    def _rows_of(self, pair: ClassPair) -> list[_Row]:
+        return [row for row in self._rows if row.pair is pair]
+
+    def _drawn(self, pair: ClassPair) -> _Row:
+        """The row that the figures of examples and representatives show: the pair's own, where one was searched."""
+        return self._rows_of(pair)[int(self.search)]
+
+    def _name(self, pair: ClassPair) -> str:
+        return f"{self._names[pair.source]} → {self._names[pair.target]}"
+
+    # Results ----------------------------------------------------------------------------------------------------------
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.results = [self._result(trainer, row) for row in self._rows]
+        numbers: dict[str, float] = {}
+        for row in self.results:
+            name = f"neutralization/{_plain(row['source'])}_to_{_plain(row['target'])}/{row['chosen']}"
+            found = {score: row["scores"][score]["accuracy"] for score in self.SCORES}
+            numbers |= {f"{name}/{score}": value for score, value in found.items() if value is not None}
+        # already of all processes
+        for logger in trainer.loggers:
+            logger.log_metrics(numbers, step=trainer.global_step)
+
+    def _result(self, trainer: pl.Trainer, row: _Row) -> dict[str, Any]:
+        scores = row.scores.compute()
+        similarity = float(row.similarity.compute())
+        images = scores["clean"]["images"]
+        masked = shares(_total(trainer, row.masked), max(images, 1))
+        point = row.choice.point
+        return {
+            "source": self._names[row.pair.source],
+            "target": self._names[row.pair.target],
+            "chosen": row.chosen,
+            **dict(zip(("delta1", "delta2", "theta"), point or (None, None, None), strict=True)),
+            "area": float(row.choice.blob.double().mean()),
+            "images": images,
+            "target_images": scores["target_clean"]["images"],
+            "scores": scores,
+            "ssim_samples": similarity if images and point else None,
+            "ssim_representatives": float(ssim(*masked[:, None, None])) if images and point else None,
+        }
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero or not self.results:
+            return
+        folder = Path(trainer.default_root_dir)
+        self._save(folder)
+        self._save_defences(folder / "neutralization", pl_module)
+        self._draw(trainer)
+        rows = self.table()
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                data = [list(row.values()) for row in rows]
+                logger.log_table("results/neutralization", list(rows[0]), data, step=trainer.global_step)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        # only now, since Lightning prints its own table after on_test_end and the bar is live until here
+        if stage != "test" or not self.results or not trainer.is_global_zero:
+            return
+        console = rich.get_console()
+        console.print(self._printed())
+        path = Path(trainer.default_root_dir).absolute() / "neutralization.csv"
+        # a path that is broken into lines cannot be copied
+        console.print(Text.assemble(("neutralization: ", "bold"), str(path)), soft_wrap=True)
+
+    def table(self) -> list[dict[str, Any]]:
+        """The results as flat rows: settings, then each score, ``<score>_low`` and ``<score>_high``, then SSIM."""
+        rows = []
+        for result in self.results:
+            row = {name: result[name] for name in self.SETTINGS}
+            for score in self.SCORES:
+                found = result["scores"][score]
+                row |= {score: found["accuracy"], f"{score}_low": found["low"], f"{score}_high": found["high"]}
+            row |= {name: result[name] for name in ("ssim_samples", "ssim_representatives")}
+            rows.append(row)
+        return rows
+
+    def _save(self, folder: Path) -> None:
+        rows = self.table()
+        with replacing(folder / "neutralization.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        names = (
+            "search",
+            "grid",
+            "max_drop",
+            "keep",
+            "value",
+            "protocol",
+            "decision",
+            "relative",
+            "blob_from",
+            "cam",
+            "layer",
+        )
+        settings: dict[str, Any] = {name: getattr(self, name) for name in (*names, "confidence", "seed")}
+        settings |= {name: repr(getattr(self, name)) for name in ("attack", "map_attack", "adaptive_attack")}
+        with replacing(folder / "neutralization.json") as path:
+            content = {**settings, "rows": self.results}
+            path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+    def _save_defences(self, folder: Path, pl_module: nn.Module) -> None:
+        """Each blob around the task's own classifier, of all classes."""
+        own = pl_module if isinstance(pl_module, Classifier) else getattr(pl_module, "model", None)
+        if not isinstance(own, Classifier):
+            return
+        for row in self._rows:
+            name = "_".join([self._names[row.pair.source], "to", self._names[row.pair.target], row.chosen])
+            NeutralizationDefense(own, row.choice.blob, self.value).save(folder / f"{_plain(name)}.safetensors")
+
+    def _draw(self, trainer: pl.Trainer) -> None:
+        shown = [example for examples in list(self._shown.values())[:_MOST] for example in examples]
+        if shown:
+            log_figure(trainer, "neutralization_examples", regions_figure(shown, "Regions and the blob blocked"))
+            panels = {}
+            for pair, counts in list(zip(self._pairs, self._counts, strict=True))[:_MOST]:
+                row = self._drawn(pair)
+                point = row.choice.point or self.given
+                blob = row.choice.blob
+                caption = f"{percent(float(blob.double().mean()))} blocked"
+                examples = self._shown.get((pair.source, pair.target))
+                image = examples[0].image if examples else torch.zeros(1, *blob.shape)
+                maps = counts.representatives(point.delta1, point.delta2)
+                panels[f"{self._name(pair)}\n{row.about}"] = Representatives(*maps, blob.float(), image, caption)
+            figure = representatives_figure(panels, "Class representatives and blobs")
+            log_figure(trainer, "neutralization_representatives", figure)
+        accuracies = {f"{row['source']} → {row['target']}, {row['chosen']}": row["scores"] for row in self.results}
+        few = dict(list(accuracies.items())[: 3 * _MOST])
+        figure = neutralization_figure(few, _WORDS, f"Neutralisation: {self.protocol} protocol")
+        log_figure(trainer, "neutralization_accuracy", figure)
+
+    def _printed(self) -> Table:
+        title = f"Neutralisation ({self.protocol} protocol, accuracy of the source class)"
+        style: dict[str, Any] = {"title_justify": "left", "title_style": "bold", "box": box.SIMPLE_HEAD}
+        table = Table(title=title, pad_edge=False, padding=(0, 1, 0, 0), min_width=len(title), **style)
+        table.add_column("pair", overflow="fold")
+        table.add_column("chosen", no_wrap=True)
+        for heading in ("area", *_SHORT.values()):
+            table.add_column(heading, justify="right", no_wrap=True)
+        before = None
+        for row in self.results:
+            name = f"{row['source']} → {row['target']}"
+            if before not in (None, name):
+                table.add_section()
+            values = [row["area"], *(row["scores"][score]["accuracy"] for score in _SHORT)]
+            numbers = ("–" if value is None else f"{100 * value:.1f}" for value in values)
+            table.add_row(name if name != before else "", row["chosen"], *numbers)
+            before = name
+        table.caption = (
+            "per cent; m-adv: blocked, then attacked; rebl.: and blocked again; adapt.: strong "
+            "attack that knows the blob; target: the other class, blocked"
+        )
+        table.caption_justify = "left"
+        return table
+
+
+@dataclass
+class _Row:
+    """One blob of one pair, and what has been found about it."""
+
+    pair: ClassPair
+    chosen: str
+    choice: Choice
+    scores: NeutralizationScore
+    similarity: MeanSSIM
+    masked: Tensor
+    given: Point = field(repr=False)
+
+    @classmethod
+    def new(cls, callback: Neutralization, pair: ClassPair, chosen: str, choice: Choice, device: torch.device) -> _Row:
+        scores = NeutralizationScore(callback.SCORES, callback.confidence).to(device)
+        # a process may get no image of this class
+        scores.update({})
+        similarity = MeanSSIM().to(device)
+        size = choice.blob.shape
+        similarity.update(*torch.zeros(2, 0, 1, *size, device=device))
+        masked = torch.zeros(2, *size, dtype=torch.int64, device=device)
+        return cls(pair, chosen, choice, scores, similarity, masked, callback.given)
+
+    @property
+    def about(self) -> str:
+        """The thresholds in words."""
+        point = self.choice.point
+        return "nothing" if point is None else " ".join(f"{number:g}".removeprefix("0") for number in point)
+
+    def masks(self, importance: Tensor, attack: Tensor) -> tuple[Tensor, Tensor]:
+        """RoI and RoA of a batch; at the given thresholds where nothing is blocked."""
+        point = self.choice.point or self.given
+        return importance >= point.delta1, attack >= point.delta2
+
+
+# most pairs in a figure
+_MOST = 6
+_WORDS = {
+    "clean": "clean",
+    "modified": "blocked",
+    "adversarial": "attacked",
+    "modified_adversarial": "blocked, then attacked",
+    "reneutralised": "… and blocked again",
+    "strong": "strong attack",
+    "adaptive": "strong attack, knows the blob",
+    "target_clean": "target class",
+    "target_modified": "target class, blocked",
+}
+_SHORT = {
+    "clean": "clean",
+    "adversarial": "adv.",
+    "modified": "mod.",
+    "modified_adversarial": "m-adv",
+    "reneutralised": "rebl.",
+    "strong": "strong",
+    "adaptive": "adapt.",
+    "target_modified": "target",
+}
+_CHOICES = {
+    "protocol": ("split", "paper"),
+    "decision": ("pair", "all"),
+    "blob_from": ("images", "representatives"),
+    "cam": ("grad_cam", "grad_cam_plus_plus"),
+    "keep": ("source", "both"),
+}
+
+
+def _training_batches(trainer: pl.Trainer) -> Iterator[tuple[Tensor, Tensor]]:
+    """This process's share of the training images, each once and as it is."""
+    data: Any = getattr(trainer, "datamodule", None)
+    if data is None:
+        raise ValueError(
+            "Neutralization: the data must be a data module with training images, which the regions are of, got "
+            "loaders (or take protocol='paper', which takes them of the test images)"
+        )
+    data.setup("fit")
+    rank, ranks = rank_and_world()
+    dataset = getattr(data, "train_dataset", None)
+    if isinstance(dataset, ImageDataset):
+        # a subset is not augmented
+        plain = dataset.subset(torch.arange(len(dataset)))
+        mine = range(rank, len(plain), ranks)
+        for start in range(0, len(mine), data.eval_batch_size):
+            yield plain.batch(mine[start : start + data.eval_batch_size])
+        return
+    for number, batch in enumerate(data.train_dataloader()):
+        if number % ranks == rank:
+            yield images_and_labels("Neutralization", batch)
+
+
+def _test_batches(trainer: pl.Trainer) -> Iterator[tuple[Tensor, Tensor]]:
+    """This process's share of the test images, each once."""
+    loaders: Any = trainer.test_dataloaders
+    for place, loader in enumerate(loaders if isinstance(loaders, list | tuple) else [loaders]):
+        for number, batch in enumerate(loader):
+            images, labels = images_and_labels("Neutralization", batch)
+            fresh = fresh_rows(trainer, len(images), number, place)
+            yield images[:fresh], labels[:fresh]
+
+
+def _total(trainer: pl.Trainer, tensor: Tensor) -> Tensor:
+    """The sum over all processes."""
+    found: Tensor = trainer.strategy.reduce(tensor.clone(), reduce_op="sum")
+    return found
+
+
+def _graded(attack: Attack) -> Attack:
+    """Ten steps in place of one, whose sign has no grades."""
+    return BIM(eps=attack.eps, step_size=attack.eps / 10, steps=10) if isinstance(attack, FGSM) else attack
+
+
+def _strong(attack: Attack) -> Attack:
+    eps = getattr(attack, "eps", None)
+    norm = getattr(attack, "norm", None)
+    if eps is None or norm not in ("linf", "l2"):
+        return attack
+    return PGD(norm=norm, eps=eps, step_size=eps / 8, steps=20)
+
+
+def _plain(name: str) -> str:
+    """A name that can be a file's."""
+    return re.sub(r"\W+", "_", name).strip("_")
+
+
+def _check_choices(**given: str) -> None:
+    for name, value in given.items():
+        if value not in _CHOICES[name]:
+            raise ValueError(f"Neutralization: {name} must be one of {', '.join(_CHOICES[name])}, got {value!r}")
+
+
+def _check_attacks(attack: Any, map_attack: Any, adaptive_attack: Any) -> None:
+    if not isinstance(attack, Attack):
+        raise ValueError(f"Neutralization: attack must be an Attack, got {attack!r} (FGSM(eps=8/255))")
+    if map_attack is not None and map_attack != "gradient" and not isinstance(map_attack, Attack):
+        raise ValueError(f"Neutralization: map_attack must be an Attack, gradient or None, got {map_attack!r}")
+    if adaptive_attack is not None and not isinstance(adaptive_attack, Attack):
+        raise ValueError(f"Neutralization: adaptive_attack must be an Attack or None, got {adaptive_attack!r}")
+
+
+def _checked_pairs(pairs: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    found = [tuple(each) for each in pairs]
+    if not found or len(set(found)) != len(found):
+        raise ValueError(f"Neutralization: pairs must be one or more different ones, got {pairs}")
+    for each in found:
+        if len(each) != 2 or each[0] == each[1] or min(each) < 0:
+            raise ValueError(f"Neutralization: pairs must be of two different classes from 0, got {each}")
+    return found  # type: ignore[return-value]
