@@ -12,6 +12,7 @@ from lit_adv.plots.perceptual_pictures import (
     methods_figure,
 )
 from lit_adv.plots.saliency import HeatMap, Profile, heat_map_figure, profile_figure
+from lit_adv.plots.transfer import transfer_figure
 
 __all__ = [
     "Example",
@@ -32,4 +33,5 @@ __all__ = [
     "profile_figure",
     "quality_figure",
     "threshold_figure",
+    "transfer_figure",
 ]

@@ -83,7 +83,8 @@ def test_the_sum_over_all_pairs_leaves_out_the_white_box():
     for name in _SIZES:
         less = (regional.norms[name] < whole.norms[name])[other][both]
         assert found[f"{name}_reduced"] == pytest.approx(float(less.double().mean()))
-    alone = TransferMatrix(["a"], ["a"])
+    alone = TransferMatrix(SOURCES, VICTIMS)
+    alone.update(results(0, slice(0)), results(1, slice(0)))
     assert summary(alone.compute()) == dict.fromkeys(
         ("transferability", "kept", "l0_reduced", "l2_reduced", "linf_reduced")
     )
