@@ -111,17 +111,19 @@ class Transferability(pl.Callback):
         for name in self.attacks:
             if not any(_stands_for(name, source) for source in self.source_names):
                 _fail(f"attacks must be for sources ({', '.join(self.source_names)}), got one for {name!r}")
-        for name, given in self.classifiers.items():
-            if isinstance(given, str) and not Path(given).is_file():
+        for name, model in self.classifiers.items():
+            if isinstance(model, str) and not Path(model).is_file():
                 _fail(
-                    f"classifiers: there is no checkpoint '{given}' for {name} (train it with `lightning fit` and the"
+                    f"classifiers: there is no checkpoint '{model}' for {name} (train it with `lightning fit` and the"
                     " config of that network, or give the path of another checkpoint)"
                 )
         self.results: dict[str, dict[str, Any]] = {}
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.results = {}
-        self._models = self._make(trainer, pl_module)
+        # what is made in inference mode, in which Lightning tests, no gradient can pass through
+        with torch.inference_mode(False):
+            self._models = self._make(trainer, pl_module)
         self._metrics = {
             region: TransferMatrix(self.source_names, self.victim_names).to(pl_module.device)
             for region in (GLOBAL, *self.regions)
@@ -266,7 +268,7 @@ def _training_images(trainer: pl.Trainer) -> tuple[Tensor, Tensor, int]:
         _fail("techniques need a data module with training images and num_classes, there is none")
     if not hasattr(data, "train_dataset"):
         data.setup("fit")
-    dataset = getattr(data, "train_dataset", None)
+    dataset: Any = getattr(data, "train_dataset", None)
     if not hasattr(dataset, "batch"):
         _fail(f"techniques need the training images of a clean data module, got {type(data).__name__}")
     places = torch.arange(len(dataset))

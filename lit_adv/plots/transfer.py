@@ -22,7 +22,8 @@ def transfer_figure(
 ) -> Figure:
     """Draw a matrix of transferability: colours and whole per cent in the cells.
 
-    A frame marks what was crafted on the victim itself, the white box. A dash stands where there was nothing to attack.
+    A frame marks equal names: the white box, or, of techniques, other classifiers of the same one. A dash stands where
+    there was nothing to attack.
 
     Args:
         shares: ``(S, T)`` in [0, 1], row: source, column: victim; None or NaN where nothing is known.

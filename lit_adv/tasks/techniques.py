@@ -91,7 +91,9 @@ class EstimatorTechnique(Technique):
         if estimator.get_params().get("random_state", seed) is None:
             estimator.set_params(random_state=seed)
         estimator.fit(images.flatten(1).double().cpu().numpy(), labels.cpu().numpy())
-        return EstimatorClassifier(estimator, num_classes).to(images.device).eval()
+        # tensors made in inference mode cannot enter autograd
+        with torch.inference_mode(False):
+            return EstimatorClassifier(estimator, num_classes).to(images.device).eval()
 
 
 class EstimatorClassifier(nn.Module):
