@@ -11,6 +11,7 @@ from .robustness_table import RobustnessTable
 from .run_progress import RunProgress
 from .saliency_profile import SaliencyProfile
 from .ssim_precision import SSIMPrecision
+from .transferability import Transferability
 
 __all__ = [
     "ConfusionMatrix",
@@ -23,6 +24,7 @@ __all__ = [
     "RobustnessTable",
     "SSIMPrecision",
     "SaliencyProfile",
+    "Transferability",
     "log_figure",
 ]
 

@@ -25,6 +25,7 @@ from lit_adv.attacks.square import Square
 from lit_adv.attacks.substitute import Oracle, SubstituteModel
 from lit_adv.attacks.traits import attack_family, linf_budget
 from lit_adv.attacks.transfer import EnsembleTransfer
+from lit_adv.attacks.transferability import TransferResult, random_targets, transfer
 from lit_adv.attacks.universal import UniversalPerturbation, label_histogram
 
 __all__ = [
@@ -75,9 +76,12 @@ __all__ = [
     "Square",
     "SubstituteModel",
     "TorchattacksAttack",
+    "TransferResult",
     "UniversalPerturbation",
     "attack_family",
     "label_histogram",
     "linf_budget",
+    "random_targets",
     "regions",
+    "transfer",
 ]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lit_adv.attacks.fingerprint import fingerprint
-from lit_adv.attacks.randomness import Draws, row_seeds
+from lit_adv.attacks.randomness import Draws, mix, row_seeds
 
 
 class Region(ABC):
@@ -86,15 +86,18 @@ class Frame(Region):
 
 @dataclass(frozen=True)
 class RandomPixels(Region):
-    """Pixels drawn at random, another set for every image.
+    """Pixels drawn at random (Ozbulak et al., whose code draws each pixel by itself and one mask for all images).
 
     Args:
         fraction: Share of the pixels, in [0, 1].
         exact: Draw exactly ``round(fraction * H * W)`` pixels; otherwise each pixel by itself with that probability.
+        shared: None draws another set for every image, by the seed of the call; a number draws one set for all images,
+            by this number alone.
     """
 
     fraction: float
     exact: bool = True
+    shared: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.fraction <= 1:
@@ -102,7 +105,10 @@ class RandomPixels(Region):
 
     def _mask(self, images: Tensor, seed: int | Tensor | None) -> Tensor:
         height, width = images.shape[-2:]
-        scores = Draws(row_seeds(images, seed)).uniform((height * width,))
+        seeds = row_seeds(images, seed)
+        if self.shared is not None:
+            seeds = mix(torch.tensor([self.shared], device=images.device))
+        scores = Draws(seeds).uniform((height * width,))
         if not self.exact:
             return (scores < self.fraction).view(-1, 1, height, width)
         chosen = scores.argsort(dim=1, stable=True)[:, : round(self.fraction * height * width)]

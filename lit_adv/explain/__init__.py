@@ -17,6 +17,7 @@ from lit_adv.explain.regions import (
     region_of_importance,
     representative,
 )
+from lit_adv.explain.saliency_mask import saliency_mask
 
 __all__ = [
     "Regions",
@@ -37,5 +38,6 @@ __all__ = [
     "region_of_attack",
     "region_of_importance",
     "representative",
+    "saliency_mask",
     "saliency_statistics",
 ]

@@ -12,6 +12,7 @@ from lit_adv.metrics.robustness import RobustAccuracy
 from lit_adv.metrics.saliency import SaliencyProfileMean, SaliencyStatistics
 from lit_adv.metrics.signal_to_noise import MeanPSNR, psnr
 from lit_adv.metrics.structural_similarity import MeanSSIM, ssim, ssim_map
+from lit_adv.metrics.transfer_matrix import TransferMatrix
 
 __all__ = [
     "BudgetError",
@@ -29,6 +30,7 @@ __all__ = [
     "RobustAccuracy",
     "SaliencyProfileMean",
     "SaliencyStatistics",
+    "TransferMatrix",
     "VictimAccuracy",
     "calibrated",
     "fit_temperature",

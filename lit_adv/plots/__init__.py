@@ -19,6 +19,7 @@ from lit_adv.plots.regions import (
     representatives_figure,
 )
 from lit_adv.plots.saliency import HeatMap, Profile, heat_map_figure, profile_figure
+from lit_adv.plots.transfer import transfer_figure
 
 __all__ = [
     "Example",
@@ -44,4 +45,5 @@ __all__ = [
     "regions_figure",
     "representatives_figure",
     "threshold_figure",
+    "transfer_figure",
 ]

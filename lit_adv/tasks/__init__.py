@@ -1,7 +1,8 @@
-"""What is trained: LightningModules, each with its loss."""
+"""What is trained: LightningModules, each with its loss; and techniques that learn a classifier in one call."""
 
 from lit_adv.tasks.fit_attack import FitAttack
 from lit_adv.tasks.redrl import REDRL
+from lit_adv.tasks.techniques import EstimatorTechnique, NetworkTechnique, Technique
 from lit_adv.tasks.victim_classifier import VictimClassifier
 
-__all__ = ["REDRL", "FitAttack", "VictimClassifier"]
+__all__ = ["REDRL", "EstimatorTechnique", "FitAttack", "NetworkTechnique", "Technique", "VictimClassifier"]

@@ -116,6 +116,32 @@ def test_random_patch_is_a_rectangle(height, width, seed):
     assert mask.any(2).sum(2).flatten().tolist() == [4] * 4
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_one_set_of_pixels_for_all_images(exact):
+    x = torch.rand(5, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    shared = RandomPixels(0.28, exact=exact, shared=3)
+    mask = shared(x, seed=0)
+    assert mask.shape == (1, 1, 12, 12)
+    # neither the images nor the call's seed matter
+    assert torch.equal(mask, shared(x[2:3] / 2, seed=torch.tensor([9])))
+    assert torch.equal(mask, shared(x))
+    assert not torch.equal(mask, RandomPixels(0.28, exact=exact, shared=4)(x))
+    if exact:
+        assert mask.sum() == round(0.28 * 144)
+    areas = torch.stack([RandomPixels(0.28, exact=exact, shared=n)(x).mean() for n in range(200)])
+    assert abs(float(areas.mean()) - 0.28) < 0.01
+    assert shared.fingerprint() != RandomPixels(0.28, exact=exact).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("share", "side", "pixels"), [(20, 32, 32**2 - 30**2), (34, 32, 32**2 - 28**2), (58, 32, 32**2 - 24**2)]
+)
+def test_the_papers_frames_on_smaller_images(share, side, pixels):
+    # 2.86, 4.86 and 8.29 pixels of both sides together, at the parity of the side
+    assert Frame(share / 224)(grey(side, side)).sum() == pixels
+    assert Center((224 - share) / 224)(grey(side, side)).sum() == side**2 - pixels
+
+
 def test_random_patch_is_everywhere_equally_likely():
     mask = RandomPatch(3)(grey(5, 6, count=3000), torch.arange(3000))
     corner = mask.flatten(1).argmax(1)
