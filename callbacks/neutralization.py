@@ -21,8 +21,6 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from lit_adv.attacks import BIM, FGSM, PGD, Attack
-from lit_adv.data.datasets import ImageDataset
-from lit_adv.data.sampling import rank_and_world
 from lit_adv.evaluation import pair as images_and_labels
 from lit_adv.explain import gradient_map, importance_map, perturbation_map
 from lit_adv.explain.regions import Cam, shares
@@ -43,6 +41,7 @@ from .blob_search import (
     wanted_blobs,
 )
 from .class_pairs import ClassPair, Decision
+from .clean_batches import test_batches, training_batches
 from .figures import log_figure
 from .repeats import fresh_rows
 from .tables import percent
@@ -303,7 +302,13 @@ class Neutralization(pl.Callback):
 
     def _training(self, trainer: pl.Trainer, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's share of the images that the regions are taken of."""
-        found = _test_batches(trainer) if self.protocol == "paper" else _training_batches(trainer)
+        found = (
+            test_batches("Neutralization", trainer)
+            if self.protocol == "paper"
+            else training_batches(
+                "Neutralization", trainer, "take protocol='paper', which takes them of the test images"
+            )
+        )
         for images, labels in found:
             yield images.to(device), labels.to(device)
 
@@ -596,39 +601,6 @@ _CHOICES = {
     "cam": ("grad_cam", "grad_cam_plus_plus"),
     "keep": ("source", "both"),
 }
-
-
-def _training_batches(trainer: pl.Trainer) -> Iterator[tuple[Tensor, Tensor]]:
-    """This process's share of the training images, each once and as it is."""
-    data: Any = getattr(trainer, "datamodule", None)
-    if data is None:
-        raise ValueError(
-            "Neutralization: the data must be a data module with training images, which the regions are of, got "
-            "loaders (or take protocol='paper', which takes them of the test images)"
-        )
-    data.setup("fit")
-    rank, ranks = rank_and_world()
-    dataset = getattr(data, "train_dataset", None)
-    if isinstance(dataset, ImageDataset):
-        # a subset is not augmented
-        plain = dataset.subset(torch.arange(len(dataset)))
-        mine = range(rank, len(plain), ranks)
-        for start in range(0, len(mine), data.eval_batch_size):
-            yield plain.batch(mine[start : start + data.eval_batch_size])
-        return
-    for number, batch in enumerate(data.train_dataloader()):
-        if number % ranks == rank:
-            yield images_and_labels("Neutralization", batch)
-
-
-def _test_batches(trainer: pl.Trainer) -> Iterator[tuple[Tensor, Tensor]]:
-    """This process's share of the test images, each once."""
-    loaders: Any = trainer.test_dataloaders
-    for place, loader in enumerate(loaders if isinstance(loaders, list | tuple) else [loaders]):
-        for number, batch in enumerate(loader):
-            images, labels = images_and_labels("Neutralization", batch)
-            fresh = fresh_rows(trainer, len(images), number, place)
-            yield images[:fresh], labels[:fresh]
 
 
 def _total(trainer: pl.Trainer, tensor: Tensor) -> Tensor:

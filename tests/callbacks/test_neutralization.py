@@ -11,7 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from lit_adv.callbacks import Neutralization
-from lit_adv.callbacks.neutralization import _training_batches
+from lit_adv.callbacks.clean_batches import training_batches
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -230,7 +230,7 @@ def test_training_images_are_not_augmented(trainer) -> None:
     data = Digits(train_limit=40, validation=10, augment=True, eval_batch_size=16)
     run = trainer()
     run.datamodule = data
-    found = torch.cat([part for part, _ in _training_batches(run)])
+    found = torch.cat([part for part, _ in training_batches("Test", run, "")])
     plain = Digits(train_limit=40, validation=10)
     plain.setup("fit")
     assert torch.equal(found, plain.train_dataset.batch(range(40))[0])
