@@ -209,3 +209,20 @@ def test_attribution_has_heads_and_victims_to_tell_apart(name):
     assert len(victims) >= 3  # two are left where one is held out
     for victim, path in victims.items():
         assert compose(CONFIGS / name / "victims" / f"{victim}.yaml")["run_dir"] in path
+
+
+@pytest.mark.parametrize("side", [224, 32])
+def test_the_papers_masks_have_the_papers_areas(side):
+    import torch
+
+    from lit_adv.attacks import regions
+
+    given = compose(CONFIGS / "cifar10" / "transferability.yaml")["trainer"]["callbacks"][1]["init_args"]["regions"]
+    made = {name: getattr(regions, each["class_path"])(**each["init_args"]) for name, each in given.items()}
+    areas = [int(region(torch.zeros(1, 3, side, side), 0).sum()) for region in made.values()]
+    expected = {
+        224: [8100, 14400, 22500, 8560, 14076, 22620, 8530, 14049, 22579],
+        # squares of 12, 18 and 22, frames of 1, 2 and 4 pixels a side
+        32: [144, 324, 484, 124, 240, 448, 174, 287, 461],
+    }
+    assert areas == expected[side]
