@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.attacks import timed
 from benchmarks.perceptual import Figure, show, write
 from lit_adv.attacks import BIM, FGM, FGSM, PGD, RandFGSM
 from lit_adv.data import AdversarialDataModule, Arrays
@@ -121,9 +122,7 @@ def networks(
     for _ in range(2 * options.rounds + 1):
         for name, part in parts.items():
             with _cast(options.precision, device):
-                began = _now(device)
-                part()
-                best[name] = min(best[name], _now(device) - began)
+                best[name] = min(best[name], timed(part, device))
     return best
 
 

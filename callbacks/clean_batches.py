@@ -13,7 +13,7 @@ from lit_adv.data.datasets import ImageDataset
 from lit_adv.data.sampling import rank_and_world
 from lit_adv.evaluation import pair
 
-from .repeats import fresh_rows
+from .repeats import fresh_pair
 
 
 def training_batches(owner: str, trainer: pl.Trainer, otherwise: str) -> Iterator[tuple[Tensor, Tensor]]:
@@ -56,6 +56,4 @@ def test_batches(owner: str, trainer: pl.Trainer) -> Iterator[tuple[Tensor, Tens
     loaders: Any = trainer.test_dataloaders
     for place, loader in enumerate(loaders if isinstance(loaders, list | tuple) else [loaders]):
         for number, batch in enumerate(loader):
-            images, labels = pair(owner, batch)
-            fresh = fresh_rows(trainer, len(images), number, place)
-            yield images[:fresh], labels[:fresh]
+            yield fresh_pair(owner, trainer, batch, number, place)

@@ -8,6 +8,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from lit_adv.plots import confusion_figure
 
 from .figures import log_figure
+from .tables import percent
 
 
 class ConfusionMatrix(pl.Callback):
@@ -28,7 +29,7 @@ class ConfusionMatrix(pl.Callback):
                 "(use this callback with REDRL)"
             )
             return
-        title = f"Attack recognition: macro {_percent(recognition['macro'])}, micro {_percent(recognition['micro'])}"
+        title = f"Attack recognition: macro {percent(recognition['macro'])}, micro {percent(recognition['micro'])}"
         classes = results["classes"]
         # lines between families tell something only where there are several attacks in one
         found = (results.get("hierarchy") or {}).get("families")
@@ -36,7 +37,3 @@ class ConfusionMatrix(pl.Callback):
         if found and len(set(found.values())) < len(classes):
             parted["families"] = [found[name] for name in classes]
         log_figure(trainer, "confusion", confusion_figure(recognition["confusion"], classes, title, **parted))
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import os
 from collections import Counter
@@ -20,8 +19,10 @@ from rich.text import Text
 from torch import Tensor
 
 from lit_adv.data import PictureBatch, PictureFile, PictureFolder
-from lit_adv.files import replacing
+from lit_adv.files import replacing, write_json
 from lit_adv.tasks.identification import NOT_CALIBRATED, Identification
+
+from .tables import print_path
 
 
 class IdentificationWriter(pl.Callback):
@@ -155,8 +156,7 @@ class IdentificationWriter(pl.Callback):
                 probabilities = row["probabilities"] or {}
                 cells = [row[name] for name in plain] + [probabilities.get(name) for name in classes]
                 writer.writerow(["" if cell is None else cell for cell in cells])
-        with replacing(self._folder / "identified.json") as path:
-            path.write_text(json.dumps(self._found, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(self._folder / "identified.json", self._found, indent=2)
 
     def _print(self) -> None:
         assert self._found is not None
@@ -196,8 +196,7 @@ class IdentificationWriter(pl.Callback):
             if (self._folder / name).is_dir():
                 paths.append((name, str(self._folder.absolute() / name)))
         for name, path in paths:
-            # a path that is broken into lines cannot be copied
-            console.print(Text.assemble((f"{name}: ", "bold"), _printable(path)), soft_wrap=True)
+            print_path(console, name, _printable(path))
 
 
 # what each head of the network adds to a row

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,14 +15,12 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from rich import box
 from rich.table import Table
-from rich.text import Text
 from torch import Tensor, nn
 
 from lit_adv.attacks import BIM, FGSM, PGD, Attack
-from lit_adv.evaluation import pair as images_and_labels
 from lit_adv.explain import gradient_map, importance_map, perturbation_map
 from lit_adv.explain.regions import Cam, shares
-from lit_adv.files import replacing
+from lit_adv.files import write_json, write_rows
 from lit_adv.metrics import MeanSSIM, NeutralizationScore, ssim
 from lit_adv.models import Classifier, NeutralizationDefense, neutralize
 from lit_adv.plots import RegionExample, Representatives, neutralization_figure, regions_figure, representatives_figure
@@ -43,8 +39,8 @@ from .blob_search import (
 from .class_pairs import ClassPair, Decision
 from .clean_batches import test_batches, training_batches
 from .figures import log_figure
-from .repeats import fresh_rows
-from .tables import percent
+from .repeats import fresh_pair
+from .tables import percent, print_path
 
 
 class Neutralization(pl.Callback):
@@ -323,9 +319,8 @@ class Neutralization(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        images, labels = images_and_labels(f"Neutralization with {type(pl_module).__name__}", batch)
-        fresh = fresh_rows(trainer, len(images), batch_idx, dataloader_idx)
-        images, labels = images[:fresh], labels[:fresh]
+        owner = f"Neutralization with {type(pl_module).__name__}"
+        images, labels = fresh_pair(owner, trainer, batch, batch_idx, dataloader_idx)
         with torch.inference_mode(False), torch.no_grad():
             images, labels = images.clone(), labels.clone()
             for pair, own, importance, attack in self._maps(pl_module, images, labels):
@@ -441,8 +436,7 @@ class Neutralization(pl.Callback):
         console = rich.get_console()
         console.print(self._printed())
         path = Path(trainer.default_root_dir).absolute() / "neutralization.csv"
-        # a path that is broken into lines cannot be copied
-        console.print(Text.assemble(("neutralization: ", "bold"), str(path)), soft_wrap=True)
+        print_path(console, "neutralization", path)
 
     def table(self) -> list[dict[str, Any]]:
         """The results as flat rows: settings, then each score, ``<score>_low`` and ``<score>_high``, then SSIM."""
@@ -458,10 +452,7 @@ class Neutralization(pl.Callback):
 
     def _save(self, folder: Path) -> None:
         rows = self.table()
-        with replacing(folder / "neutralization.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(folder / "neutralization.csv", list(rows[0]), rows)
         names = (
             "search",
             "grid",
@@ -477,9 +468,7 @@ class Neutralization(pl.Callback):
         )
         settings: dict[str, Any] = {name: getattr(self, name) for name in (*names, "confidence", "seed")}
         settings |= {name: repr(getattr(self, name)) for name in ("attack", "map_attack", "adaptive_attack")}
-        with replacing(folder / "neutralization.json") as path:
-            content = {**settings, "rows": self.results}
-            path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(folder / "neutralization.json", {**settings, "rows": self.results}, indent=1)
 
     def _save_defences(self, folder: Path, pl_module: nn.Module) -> None:
         """Each blob around the task's own classifier, of all classes."""

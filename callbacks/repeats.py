@@ -1,11 +1,34 @@
-"""Which test images are there twice."""
+"""Test images, each once."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytorch_lightning as pl
+from torch import Tensor
 from torch.utils.data import DistributedSampler
+
+from lit_adv.evaluation import pair
+
+
+def fresh_pair(
+    owner: str, trainer: pl.Trainer, batch: Any, batch_idx: int, dataloader_idx: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Images and labels of a test batch, without those that a process has had before.
+
+    Args:
+        owner: Who asks; opens the error message.
+        trainer: In a test.
+        batch: The pair.
+        batch_idx: Its number in its process.
+        dataloader_idx: Its loader.
+
+    Raises:
+        ValueError: The batch is no pair of images and labels.
+    """
+    images, labels = pair(owner, batch)
+    fresh = fresh_rows(trainer, len(images), batch_idx, dataloader_idx)
+    return images[:fresh], labels[:fresh]
 
 
 def fresh_rows(trainer: pl.Trainer, size: int, batch_idx: int, dataloader_idx: int = 0) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,12 +14,11 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_warn
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from lit_adv.files import replacing
+from lit_adv.files import replacing, write_json
 
 from .attribution_tables import attribution_rows, attribution_tables
-from .tables import percent, plain_table
+from .tables import percent, plain_table, print_path
 
 
 class ResultsTable(pl.Callback):
@@ -59,8 +57,7 @@ class ResultsTable(pl.Callback):
             writer = csv.writer(file)
             writer.writerow(self.COLUMNS)
             writer.writerows(rows)
-        with replacing(folder / "results.json") as path:
-            path.write_text(json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(folder / "results.json", results, indent=2)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 for section in dict.fromkeys(row[0] for row in rows):
@@ -79,8 +76,7 @@ class ResultsTable(pl.Callback):
         folder = Path(trainer.default_root_dir).absolute()
         for name, path in (("figures", folder / "figures"), ("results", folder / "results.csv")):
             if path.exists():
-                # a path that is broken into lines cannot be copied
-                console.print(Text.assemble((f"{name}: ", "bold"), str(path)), soft_wrap=True)
+                print_path(console, name, path)
         self._results = None
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import pytorch_lightning as pl
 import rich
 from pytorch_lightning.loggers import WandbLogger
-from rich.text import Text
 
 from lit_adv.attacks import Attack, Region
-from lit_adv.evaluation import COLUMNS, Evaluation, attack_batch, check_attacks, pair
+from lit_adv.evaluation import COLUMNS, Evaluation, attack_batch, check_attacks
 from lit_adv.metrics import RobustAccuracy
 
-from .repeats import fresh_rows
+from .repeats import fresh_pair
+from .tables import print_path
 
 
 class RobustnessTable(pl.Callback):
@@ -66,11 +66,9 @@ class RobustnessTable(pl.Callback):
     ) -> None:
         if self.limit_batches is not None and batch_idx >= self.limit_batches:
             return
-        images, labels = pair(f"RobustnessTable with {type(pl_module).__name__}", batch)
-        fresh = slice(fresh_rows(trainer, len(images), batch_idx, dataloader_idx))
-        self._metric.update(
-            *attack_batch(pl_module, images[fresh], labels[fresh], self.attacks, self.regions, self.seed)
-        )
+        owner = f"RobustnessTable with {type(pl_module).__name__}"
+        images, labels = fresh_pair(owner, trainer, batch, batch_idx, dataloader_idx)
+        self._metric.update(*attack_batch(pl_module, images, labels, self.attacks, self.regions, self.seed))
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.evaluation = Evaluation(**self._metric.compute())
@@ -97,5 +95,4 @@ class RobustnessTable(pl.Callback):
         console = rich.get_console()
         console.print(self.evaluation.table())
         path = Path(trainer.default_root_dir).absolute() / "robustness.csv"
-        # a path that is broken into lines cannot be copied
-        console.print(Text.assemble(("robustness: ", "bold"), str(path)), soft_wrap=True)
+        print_path(console, "robustness", path)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,14 +16,14 @@ from rich.text import Text
 from torch import Tensor
 
 from lit_adv.attacks import Attack
-from lit_adv.evaluation import pair
-from lit_adv.files import replacing
+from lit_adv.files import write_json, write_rows
 from lit_adv.metrics import SaliencyProfileMean
 from lit_adv.plots import Profile, profile_figure
 
 from .figures import log_figure
-from .repeats import fresh_rows
+from .repeats import fresh_pair
 from .saliency_callback import SaliencyCallback
+from .tables import print_path
 
 
 class SaliencyProfile(SaliencyCallback):
@@ -109,9 +107,8 @@ class SaliencyProfile(SaliencyCallback):
         dataloader_idx: int = 0,
     ) -> None:
         if self.attacks is not None:
-            images, labels = pair(f"{self._name} with {type(pl_module).__name__}", batch)
-            fresh = fresh_rows(trainer, len(images), batch_idx, dataloader_idx)
-            batch = images[:fresh], labels[:fresh]
+            owner = f"{self._name} with {type(pl_module).__name__}"
+            batch = fresh_pair(owner, trainer, batch, batch_idx, dataloader_idx)
         for each in self._attacked(trainer, pl_module, batch):
             right, changed = each.before == each.labels, each.after != each.labels
             kept = right if each.attack == "clean" else right & changed
@@ -156,21 +153,17 @@ class SaliencyProfile(SaliencyCallback):
         console = rich.get_console()
         console.print(self._printed())
         path = Path(trainer.default_root_dir).absolute() / "saliency_profile.csv"
-        # a path that is broken into lines cannot be copied
-        console.print(Text.assemble(("saliency profile: ", "bold"), str(path)), soft_wrap=True)
+        print_path(console, "saliency profile", path)
 
     def _save(self, folder: Path) -> None:
-        with replacing(folder / "saliency_profile.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self.COLUMNS, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(self.results)
+        rows = [{name: row[name] for name in self.COLUMNS} for row in self.results]
+        write_rows(folder / "saliency_profile.csv", self.COLUMNS, rows)
         victims = {
             victim: {"layers": each.layers, "network": each.network, "validation_images": int(each.compute()["images"])}
             for victim, each in self.statistics.items()
         }
         content = {"order": self.order, "absolute": self.absolute, "victims": victims, "attacks": self.results}
-        with replacing(folder / "saliency_profile.json") as path:
-            path.write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(folder / "saliency_profile.json", content)
 
     def _printed(self) -> Table:
         title = "Saliency in standard deviations, and its shares in the layers"

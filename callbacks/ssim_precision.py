@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,15 +18,16 @@ from torch import Tensor, nn
 
 from lit_adv.attacks import Attack
 from lit_adv.attacks.attack import predictions
-from lit_adv.evaluation import check_attacks, pair
+from lit_adv.evaluation import check_attacks
 from lit_adv.explain import grad_cam, grad_cam_plus_plus
-from lit_adv.files import replacing
+from lit_adv.files import write_json, write_rows
 from lit_adv.metrics import FoolingRate, LocalizationScores, MeanPSNR, MeanSSIM, ssim_map
 from lit_adv.plots import Localization, localization_figure, threshold_figure
 
 from .figures import log_figure
-from .repeats import fresh_rows
+from .repeats import fresh_pair
 from .results_table import setting_name
+from .tables import print_path
 
 
 class SSIMPrecision(pl.Callback):
@@ -146,8 +145,9 @@ class SSIMPrecision(pl.Callback):
     ) -> None:
         if self.attacks is not None:
             first = batch_idx == 0 and trainer.is_global_zero
-            images, _ = pair(f"SSIMPrecision with {type(pl_module).__name__}", batch)
-            self._attack(pl_module, images[: fresh_rows(trainer, len(images), batch_idx, dataloader_idx)], first)
+            owner = f"SSIMPrecision with {type(pl_module).__name__}"
+            images, _ = fresh_pair(owner, trainer, batch, batch_idx, dataloader_idx)
+            self._attack(pl_module, images, first)
         else:
             self._score(trainer, pl_module, batch)
 
@@ -196,8 +196,7 @@ class SSIMPrecision(pl.Callback):
         console = rich.get_console()
         console.print(self._printed())
         path = Path(trainer.default_root_dir).absolute() / "ssim_precision.csv"
-        # a path that is broken into lines cannot be copied
-        console.print(Text.assemble(("SSIM precision: ", "bold"), str(path)), soft_wrap=True)
+        print_path(console, "SSIM precision", path)
 
     @property
     def _several(self) -> bool:
@@ -262,14 +261,11 @@ class SSIMPrecision(pl.Callback):
         return [{**row, **{name: row["curves"][name][place] for name in scores}} for row in self.results]
 
     def _save(self, folder: Path) -> None:
-        with replacing(folder / "ssim_precision.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self.COLUMNS, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(self._table())
+        rows = [{name: row[name] for name in self.COLUMNS} for row in self._table()]
+        write_rows(folder / "ssim_precision.csv", self.COLUMNS, rows)
         settings = ("threshold", "thresholds", "cam_threshold", "channel", "undefined", "window", "cam", "layer")
         content = {**{name: getattr(self, name) for name in settings}, "attacks": self.results}
-        with replacing(folder / "ssim_precision.json") as path:
-            path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(folder / "ssim_precision.json", content, indent=1)
 
     def _printed(self) -> Table:
         title = f"SSIM precision at noise > {self.threshold:g}, activation > {self.cam_threshold:g}"

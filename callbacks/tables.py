@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 
 def plain_table(title: str, first: str, columns: Iterable[str]) -> Table:
@@ -22,3 +24,8 @@ def plain_table(title: str, first: str, columns: Iterable[str]) -> Table:
 def percent(share: float | None) -> str:
     """Return a share in per cent, a dash where it is not known."""
     return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def print_path(console: Console, name: str, path: object) -> None:
+    """Print where something is, on one line: a path that is broken into lines cannot be copied."""
+    console.print(Text.assemble((f"{name}: ", "bold"), str(path)), soft_wrap=True)

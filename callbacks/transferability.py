@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -11,13 +9,11 @@ import pytorch_lightning as pl
 import rich
 import torch
 from pytorch_lightning.loggers import WandbLogger
-from rich.text import Text
 from torch import Tensor, nn
 
 from lit_adv.attacks import Attack, Region, random_targets, transfer
 from lit_adv.attacks.transferability import Procedure
-from lit_adv.evaluation import pair
-from lit_adv.files import replacing
+from lit_adv.files import write_json, write_rows
 from lit_adv.metrics import TransferMatrix
 from lit_adv.metrics.transfer_matrix import summary
 from lit_adv.models import load_classifier
@@ -26,7 +22,8 @@ from lit_adv.tasks import Technique
 from lit_adv.tasks.techniques import disjoint_subsets
 
 from .figures import log_figure
-from .repeats import fresh_rows
+from .repeats import fresh_pair
+from .tables import print_path
 from .transfer_tables import COLUMNS, by_technique, has_techniques, transfer_rows, transfer_tables
 
 GLOBAL = "none"
@@ -144,9 +141,8 @@ class Transferability(pl.Callback):
     ) -> None:
         if self.limit_batches is not None and batch_idx >= self.limit_batches:
             return
-        images, labels = pair(f"Transferability with {type(pl_module).__name__}", batch)
-        fresh = slice(fresh_rows(trainer, len(images), batch_idx, dataloader_idx))
-        images, labels = images[fresh], labels[fresh]
+        owner = f"Transferability with {type(pl_module).__name__}"
+        images, labels = fresh_pair(owner, trainer, batch, batch_idx, dataloader_idx)
         targets = None
         if self.goal == "random" and len(images):
             with torch.no_grad():
@@ -192,8 +188,7 @@ class Transferability(pl.Callback):
             console.print(table)
             console.print()
         path = Path(trainer.default_root_dir).absolute() / "transferability.csv"
-        # a path that is broken into lines cannot be copied
-        console.print(Text.assemble(("transferability: ", "bold"), str(path)), soft_wrap=True)
+        print_path(console, "transferability", path)
 
     def _transfer(
         self, images: Tensor, labels: Tensor | None, targets: Tensor | None, region: Region | None = None
@@ -237,13 +232,7 @@ class Transferability(pl.Callback):
         return transfer_figure(found["transferability"], found["sources"], found["victims"], title, groups)
 
     def _save(self, folder: Path) -> None:
-        with (
-            replacing(folder / "transferability.csv") as path,
-            path.open("w", newline="", encoding="utf-8") as file,
-        ):
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(transfer_rows(self.results))
+        write_rows(folder / "transferability.csv", COLUMNS, transfer_rows(self.results))
         settings = {
             "attack": repr(self.attack),
             "attacks": {name: repr(attack) for name, attack in self.attacks.items()},
@@ -255,10 +244,7 @@ class Transferability(pl.Callback):
             | ({"techniques": by_technique(found)} if has_techniques(found) else {})
             for region, found in self.results.items()
         }
-        with replacing(folder / "transferability.json") as path:
-            path.write_text(
-                json.dumps({"settings": settings, "regions": found}, indent=1, allow_nan=False) + "\n", encoding="utf-8"
-            )
+        write_json(folder / "transferability.json", {"settings": settings, "regions": found}, indent=1)
 
 
 def _training_images(trainer: pl.Trainer) -> tuple[Tensor, Tensor, int]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import time
 from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from torch import Tensor, nn
 
 from lit_adv.attacks import Attack, Region
 from lit_adv.attacks.attack import predictions
-from lit_adv.files import replacing
+from lit_adv.files import write_json, write_rows
 from lit_adv.metrics import RobustAccuracy, ssim
 
 # column to heading
@@ -67,15 +65,8 @@ class Evaluation:
     def save(self, folder: str | Path) -> Path:
         """Writes ``robustness.csv`` and ``robustness.json`` into ``folder`` and returns the path of the first."""
         folder = Path(folder)
-        with (
-            replacing(folder / "robustness.csv") as path,
-            path.open("w", newline="", encoding="utf-8") as file,
-        ):
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(self.rows())
-        with replacing(folder / "robustness.json") as path:
-            path.write_text(json.dumps(vars(self), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_rows(folder / "robustness.csv", COLUMNS, self.rows())
+        write_json(folder / "robustness.json", vars(self), indent=2)
         return folder / "robustness.csv"
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_adv.files import replacing
+from lit_adv.files import replacing, write_json, write_rows
 
 
 def test_the_old_file_stays_after_an_exception(tmp_path: Path) -> None:
@@ -23,6 +23,20 @@ def test_the_ending_is_kept(tmp_path: Path) -> None:
         assert temporary.suffix == ".png"
         assert temporary.parent == tmp_path
         temporary.touch()
+
+
+def test_rows_and_json_are_strict(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    write_rows(path, ("a", "b"), [{"a": 1, "b": None}, {"b": "x, y", "a": 0.5}])
+    assert path.read_text(encoding="utf-8").splitlines() == ["a,b", "1,", '0.5,"x, y"']
+    with pytest.raises(ValueError, match="fields not in fieldnames"):
+        write_rows(path, ("a",), [{"a": 1, "b": 2}])
+    assert path.read_text(encoding="utf-8").startswith("a,b")
+    write_json(tmp_path / "one.json", {"ä": [1, None]})
+    assert (tmp_path / "one.json").read_text(encoding="utf-8") == '{"\\u00e4": [1, null]}\n'
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "one.json", float("nan"))
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def _interrupted(path: Path) -> None:

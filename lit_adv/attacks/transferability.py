@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -283,7 +284,7 @@ def _until_fooled(book: _Book, attacks: list[Attack]) -> None:
             book.passes += path.problem.counts[1:]
 
 
-class _Path:
+class _Path(ABC):
     """The iterates of an attack on one source."""
 
     kind: type[Problem] = Problem
@@ -307,8 +308,9 @@ class _Path:
         """Whether the source is right about the clean images, where that is found out anyway."""
         return None
 
+    @abstractmethod
     def go(self) -> None:
-        raise NotImplementedError
+        """Takes all iterations and asks the victims."""
 
 
 class _Steps(_Path):

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
-from lit_adv.metrics.checks import check_indices, check_names, ratio_dtype
+from lit_adv.metrics.checks import ratio_dtype
+from lit_adv.metrics.confusion import ConfusionCounts
 
 
-class HierarchicalRecognition(Metric):
+class HierarchicalRecognition(ConfusionCounts):
     """Recognition in the tree root - family - attack class, so that a near miss counts for more than a far one.
 
     Hierarchical precision, recall and F1 are those of Kiritchenko et al. 2006 ("Learning and evaluation in the presence
@@ -31,14 +31,8 @@ class HierarchicalRecognition(Metric):
             name of a class without one.
     """
 
-    full_state_update = False
-    higher_is_better = True
-    is_differentiable = False
-    confusion: Tensor
-
     def __init__(self, classes: Sequence[str], families: Mapping[str, str], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.classes = check_names("HierarchicalRecognition", "classes", classes)
+        super().__init__(classes, **kwargs)
         alone = set(self.classes) - set(families)
         if not set(families) <= set(self.classes) or alone & set(families.values()):
             raise ValueError(
@@ -50,26 +44,6 @@ class HierarchicalRecognition(Metric):
         self._family = [self.families.index(name) for name in self.family_of]
         # a class without family is one node of the tree below the root, any other two
         self._depth = [1 if name in alone else 2 for name in self.classes]
-        size = len(self.classes)
-        self.add_state("confusion", torch.zeros(size, size, dtype=torch.long), dist_reduce_fx="sum")
-
-    def update(self, prediction: Tensor, attack: Tensor) -> None:
-        """Count a batch; an empty one is fine.
-
-        Args:
-            prediction: (B,) integers in [0, A), the recognised attack class.
-            attack: (B,) integers in [0, A), the attack class that made the image.
-
-        Raises:
-            TypeError: If an argument is not a tensor of integers.
-            ValueError: If an argument is not a vector, the lengths differ or an index is out of range.
-        """
-        size = len(self.classes)
-        remedy = f"indices into the classes {', '.join(self.classes)}"
-        columns = {"prediction": prediction, "attack": attack}
-        check_indices("HierarchicalRecognition", columns, dict.fromkeys(columns, (size, remedy)))
-        cells = attack.long() * size + prediction.long()
-        self.confusion = self.confusion + torch.bincount(cells, minlength=size * size).view(size, size)
 
     def compute(self) -> dict[str, Tensor]:
         """Return the scores of all images so far, for F families; what no image was seen of is nan.

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
-from lit_adv.metrics.checks import check_indices, check_names, ratio_dtype
+from lit_adv.metrics.checks import ratio_dtype
+from lit_adv.metrics.confusion import ConfusionCounts
 
 
-class RecognitionAccuracy(Metric):
+class RecognitionAccuracy(ConfusionCounts):
     """Accuracy of attack recognition: per class, micro, macro, weighted, and the confusion matrix.
 
     A class of which no image was seen has accuracy nan and is left out of the macro and the weighted mean. Where all
@@ -30,37 +30,11 @@ class RecognitionAccuracy(Metric):
         ValueError: If `classes` repeats a name or `weights` does not fit it.
     """
 
-    full_state_update = False
-    higher_is_better = True
-    is_differentiable = False
-    confusion: Tensor
-
     def __init__(
         self, classes: Sequence[str], weights: Mapping[str, float] | Sequence[float] | None = None, **kwargs: Any
     ) -> None:
-        super().__init__(**kwargs)
-        self.classes = check_names("RecognitionAccuracy", "classes", classes)
+        super().__init__(classes, **kwargs)
         self.weights = None if weights is None else _weights(self.classes, weights)
-        size = len(self.classes)
-        self.add_state("confusion", torch.zeros(size, size, dtype=torch.long), dist_reduce_fx="sum")
-
-    def update(self, prediction: Tensor, attack: Tensor) -> None:
-        """Count a batch; an empty one is fine.
-
-        Args:
-            prediction: (B,) integers in [0, A), the recognised attack class.
-            attack: (B,) integers in [0, A), the attack class that made the image.
-
-        Raises:
-            TypeError: If an argument is not a tensor of integers.
-            ValueError: If an argument is not a vector, the lengths differ or an index is out of range.
-        """
-        size = len(self.classes)
-        remedy = f"indices into the classes {', '.join(self.classes)}"
-        columns = {"prediction": prediction, "attack": attack}
-        check_indices("RecognitionAccuracy", columns, dict.fromkeys(columns, (size, remedy)))
-        cells = attack.long() * size + prediction.long()
-        self.confusion = self.confusion + torch.bincount(cells, minlength=size * size).view(size, size)
 
     def compute(self) -> dict[str, Tensor | None]:
         """Return the accuracies of all images so far.
