@@ -66,12 +66,12 @@ class VictimClassifier(pl.LightningModule):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        check_name(name, _NAME)
-        _check_range("learning_rate", learning_rate, "above 0", learning_rate > 0)
-        _check_range("momentum", momentum, "in [0, 1)", 0 <= momentum < 1)
-        _check_range("weight_decay", weight_decay, "at least 0", weight_decay >= 0)
-        _check_range("gamma", gamma, "above 0", gamma > 0)
-        _check_range("label_smoothing", label_smoothing, "in [0, 1)", 0 <= label_smoothing < 1)
+        check_name(name, self._name)
+        self._check_range("learning_rate", learning_rate, "above 0", learning_rate > 0)
+        self._check_range("momentum", momentum, "in [0, 1)", 0 <= momentum < 1)
+        self._check_range("weight_decay", weight_decay, "at least 0", weight_decay >= 0)
+        self._check_range("gamma", gamma, "above 0", gamma > 0)
+        self._check_range("label_smoothing", label_smoothing, "in [0, 1)", 0 <= label_smoothing < 1)
         self.save_hyperparameters()
         self.model: Classifier
         self.val_loss = MeanMetric()
@@ -81,6 +81,14 @@ class VictimClassifier(pl.LightningModule):
         """Logits `(B, K)` of images `(B, C, H, W)` in `[0, 1]`."""
         logits: Tensor = self.model(images)
         return logits
+
+    def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy, which other ways of training replace: `()` of images `(B, C, H, W)` and labels `(B,)`."""
+        return F.cross_entropy(self(images), labels, label_smoothing=self.hparams["label_smoothing"])
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the optimiser trains: groups of `params`, each with its own `weight_decay` if it has one."""
+        return [{"params": list(self.model.parameters())}]
 
     def configure_model(self) -> None:
         """Builds the network; what the arguments leave open comes from the data module.
@@ -98,9 +106,9 @@ class VictimClassifier(pl.LightningModule):
         self._build(Classifier(**arguments))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Cross-entropy of one batch."""
+        """`training_loss` of one batch."""
         images, labels = batch
-        loss = F.cross_entropy(self(images), labels, label_smoothing=self.hparams["label_smoothing"])
+        loss = self.training_loss(images, labels)
         self._check_finite(loss, images, "training", batch_idx)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(images))
         return loss
@@ -134,7 +142,7 @@ class VictimClassifier(pl.LightningModule):
         """SGD with Nesterov momentum, and a step-wise falling learning rate."""
         momentum = self.hparams["momentum"]
         optimizer = torch.optim.SGD(
-            self.parameters(),
+            self.parameter_groups(),
             lr=self.hparams["learning_rate"],
             momentum=momentum,
             nesterov=momentum > 0,
@@ -153,7 +161,10 @@ class VictimClassifier(pl.LightningModule):
             "nesterov": hparams["momentum"] > 0,
             "weight_decay": hparams["weight_decay"],
         }
-        apply_settings(self, self._changed, [settings])
+        groups = self.parameter_groups()
+        apply_settings(
+            self, self._changed, [settings | {k: v for k, v in each.items() if k != "params"} for each in groups]
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the description of the network, with which others can load it."""
@@ -169,12 +180,18 @@ class VictimClassifier(pl.LightningModule):
         """
         spec = checkpoint.get("classifier")
         if not isinstance(spec, Mapping):
-            raise ValueError(f"{_NAME}: the checkpoint holds no classifier (it must come from VictimClassifier)")
+            raise ValueError(
+                f"{self._name}: the checkpoint holds no classifier (it must come from a task that trains one)"
+            )
         if not self._built:
             given = {field: self.hparams[field] for field in spec if self.hparams.get(field) is not None}
             self._build(Classifier(**{**spec, **given}))
         self._compare(spec, self.model.spec)
         self._changed = changed_settings(self, checkpoint, _SCHEDULE_FIELDS)
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
 
     @property
     def _built(self) -> bool:
@@ -185,16 +202,20 @@ class VictimClassifier(pl.LightningModule):
         self.val_accuracy = MulticlassAccuracy(model.spec["num_classes"], average="micro")
         self.test_accuracy = MulticlassAccuracy(model.spec["num_classes"], average="micro")
 
+    def _check_range(self, field: str, value: float, rule: str, fine: bool) -> None:
+        if not fine:
+            raise ValueError(f"{self._name}: {field} must be {rule}, got {value}")
+
     def _from_data(self, field: str) -> int:
         given: int | None = self.hparams[field]
         data = getattr(self._trainer, "datamodule", None)
         found: int | None = getattr(data, field, None)
         if given is None and found is None:
             source = "there is no data module" if data is None else f"{type(data).__name__} does not say it"
-            raise ValueError(f"{_NAME}: {field} must be given, since {source}")
+            raise ValueError(f"{self._name}: {field} must be given, since {source}")
         if given is not None and found is not None and given != found:
             raise ValueError(
-                f"{_NAME}: {field} must be the data's, got {given}, but {type(data).__name__} has {found}"
+                f"{self._name}: {field} must be the data's, got {given}, but {type(data).__name__} has {found}"
                 f" (leave {field} out to take it from the data)"
             )
         return given if given is not None else found  # type: ignore[return-value]
@@ -205,9 +226,9 @@ class VictimClassifier(pl.LightningModule):
             return
         where = f"batch {batch_idx} of {stage} epoch {self.current_epoch}"
         if not images.isfinite().all():
-            raise ValueError(f"{_NAME}: images must be finite, got NaN or infinity in {where} (mend the data)")
+            raise ValueError(f"{self._name}: images must be finite, got NaN or infinity in {where} (mend the data)")
         raise ValueError(
-            f"{_NAME}: the loss must be finite, got NaN or infinity in {where} (lower learning_rate, now"
+            f"{self._name}: the loss must be finite, got NaN or infinity in {where} (lower learning_rate, now"
             f" {self.hparams['learning_rate']:g}, or start again from an earlier checkpoint)"
         )
 
@@ -215,16 +236,10 @@ class VictimClassifier(pl.LightningModule):
         for field, value in own.items():
             if stored.get(field) != value:
                 raise ValueError(
-                    f"{_NAME}: the checkpoint holds {stored.get('name')} with {field} {stored.get(field)}, got"
+                    f"{self._name}: the checkpoint holds {stored.get('name')} with {field} {stored.get(field)}, got"
                     f" {own['name']} with {field} {value} (use the checkpoint's {field}, or start without it)"
                 )
 
 
-_NAME = "VictimClassifier"
 _SCHEDULE_FIELDS = ("learning_rate", "momentum", "weight_decay", "milestones", "gamma")
 _DATA_FIELDS = ("num_classes", "image_size", "in_channels")
-
-
-def _check_range(field: str, value: float, rule: str, fine: bool) -> None:
-    if not fine:
-        raise ValueError(f"{_NAME}: {field} must be {rule}, got {value}")
