@@ -35,6 +35,7 @@ class InputSaliency(SaliencyCallback):
         statistics_dir: See `SaliencyProfile`.
         chunk_size: Most images whose saliency is computed at once.
         seed: Of `attacks`.
+        floor: Least standard deviation of a filter, see `SaliencyProfile`.
 
     Raises:
         ValueError: An argument is out of range; in the test, data and `attacks` that do not fit, or no validation set.
@@ -52,8 +53,9 @@ class InputSaliency(SaliencyCallback):
         statistics_dir: str | None = None,
         chunk_size: int | None = None,
         seed: int = 0,
+        floor: float = 0.0,
     ) -> None:
-        super().__init__(attacks, statistics_dir, chunk_size, seed)
+        super().__init__(attacks, statistics_dir, chunk_size, seed, floor)
         if not examples or min(examples) < 0 or len(set(examples)) < len(examples):
             raise ValueError(f"InputSaliency: examples must be different positions >= 0, got {list(examples)}")
         if n < 1 or not boost >= 0:
@@ -99,6 +101,7 @@ class InputSaliency(SaliencyCallback):
                 boost=self.boost,
                 channel=self.channel,
                 absolute=self.absolute,
+                floor=self.floor,
                 chunk_size=self.chunk_size,
             )
             images, shown = each.images.float().cpu(), heat_map(maps).float().cpu()

@@ -17,6 +17,7 @@ from lit_adv.data.sampling import rank_and_world
 from lit_adv.evaluation import check_attacks, pair
 from lit_adv.explain import parameter_saliency, saliency_statistics
 from lit_adv.metrics import SaliencyStatistics
+from lit_adv.metrics.saliency import check_floor
 from lit_adv.models import fingerprint
 
 from .results_table import setting_name
@@ -62,6 +63,7 @@ class SaliencyCallback(pl.Callback):
             set where they are of these victims; a file of other weights is refused.
         chunk_size: Most images whose saliency is computed at once; None takes whole batches.
         seed: Of `attacks`.
+        floor: Least standard deviation of a filter, see `SaliencyStatistics.deviations`.
 
     Raises:
         ValueError: An argument is out of range; in the test, data and `attacks` that do not fit, or no validation set.
@@ -73,7 +75,9 @@ class SaliencyCallback(pl.Callback):
         statistics_dir: str | None = None,
         chunk_size: int | None = None,
         seed: int = 0,
+        floor: float = 0.0,
     ) -> None:
+        check_floor(self._name, floor)
         if attacks is not None:
             check_attacks(self._name, attacks, None)
             if "clean" in attacks:
@@ -84,6 +88,7 @@ class SaliencyCallback(pl.Callback):
         self.statistics_dir = statistics_dir
         self.chunk_size = chunk_size
         self.seed = seed
+        self.floor = floor
         self.statistics: dict[str, SaliencyStatistics] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

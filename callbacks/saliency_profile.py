@@ -52,6 +52,9 @@ class SaliencyProfile(SaliencyCallback):
             set where they are of these victims; a file of other weights is refused.
         chunk_size: Most images whose saliency is computed at once; None takes whole batches.
         seed: Of `attacks`.
+        floor: Least standard deviation of a filter, as a share of the root mean square of its layer's; 0 is the paper's
+            formula. In a small or narrow network a filter may hardly ever matter on clean images; a warning says when
+            such filters make up more than half of an attack's profile.
 
     Raises:
         ValueError: An argument is out of range; in the test, data and `attacks` that do not fit, or no validation set.
@@ -69,8 +72,9 @@ class SaliencyProfile(SaliencyCallback):
         statistics_dir: str | None = None,
         chunk_size: int | None = None,
         seed: int = 0,
+        floor: float = 0.0,
     ) -> None:
-        super().__init__(attacks, statistics_dir, chunk_size, seed)
+        super().__init__(attacks, statistics_dir, chunk_size, seed, floor)
         if order not in SaliencyProfileMean.ORDERS:
             raise ValueError(
                 f"SaliencyProfile: order must be one of {', '.join(SaliencyProfileMean.ORDERS)}, got {order!r}"
@@ -81,6 +85,7 @@ class SaliencyProfile(SaliencyCallback):
         self.shown = None if shown is None else list(shown)
         self.results: list[dict[str, Any]] = []
         self._means: dict[tuple[str, str], SaliencyProfileMean] = {}
+        self._rare: dict[str, float] = {}
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.results = []
@@ -113,14 +118,21 @@ class SaliencyProfile(SaliencyCallback):
             right, changed = each.before == each.labels, each.after != each.labels
             kept = right if each.attack == "clean" else right & changed
             raw = self._saliency(each.model, each.images[kept], each.labels[kept])
-            self._means[each.attack, each.victim].update(self.statistics[each.victim].standardise(raw))
+            self._means[each.attack, each.victim].update(
+                self.statistics[each.victim].standardise(raw, floor=self.floor)
+            )
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.results = []
+        self._rare = {}
         numbers: dict[str, float] = {}
         for (attack, victim), mean in self._means.items():
-            row = {"attack": attack, "victim": victim, **_plain(mean.compute())}
+            found = mean.compute()
+            shares = found.pop("shares")
+            row = {"attack": attack, "victim": victim, **_plain(found)}
             self.results.append(row)
+            share = float(shares[self.statistics[victim].rare()].sum())
+            self._rare[victim] = max(self._rare.get(victim, 0.0), 0.0 if math.isnan(share) else share)
             name = "/".join(part for part in ("saliency", victim * self._several, attack) if part)
             numbers |= {f"{name}/{column}": row[column] for column in self.COLUMNS[2:] if row[column] is not None}
         # already of all processes
@@ -142,7 +154,8 @@ class SaliencyProfile(SaliencyCallback):
                 profiles[key] = Profile(curve, about if row["images"] else "no images")
             suffix, where = (f"_{victim}", victim) if self._several else ("", victim or type(pl_module).__name__)
             kind = "absolute" if self.absolute else "signed"
-            title = f"Parameter saliency: {where}, {kind}, {self.order.replace('_', ' ')}"
+            floor = f", floor {self.floor:g}" if self.floor else ""
+            title = f"Parameter saliency: {where}, {kind}, {self.order.replace('_', ' ')}{floor}"
             figure = profile_figure(profiles, list(statistics.layers.values()), self.share_y, self.absolute, title)
             log_figure(trainer, f"saliency_profile{suffix}", figure)
 
@@ -152,6 +165,13 @@ class SaliencyProfile(SaliencyCallback):
             return
         console = rich.get_console()
         console.print(self._printed())
+        for victim, share in self._rare.items():
+            if share > 0.5:
+                rare, of = self.statistics[victim].rare(), f" of {victim}" if victim else ""
+                console.print(
+                    f"{int(rare.sum())} of the {len(rare)} filters{of} hardly ever matter on clean images, and make up"
+                    f" to {_percent(share)} of a profile: set floor, e.g. 0.01, to see the others."
+                )
         path = Path(trainer.default_root_dir).absolute() / "saliency_profile.csv"
         print_path(console, "saliency profile", path)
 
@@ -162,7 +182,13 @@ class SaliencyProfile(SaliencyCallback):
             victim: {"layers": each.layers, "network": each.network, "validation_images": int(each.compute()["images"])}
             for victim, each in self.statistics.items()
         }
-        content = {"order": self.order, "absolute": self.absolute, "victims": victims, "attacks": self.results}
+        content = {
+            "order": self.order,
+            "absolute": self.absolute,
+            "floor": self.floor,
+            "victims": victims,
+            "attacks": self.results,
+        }
         write_json(folder / "saliency_profile.json", content)
 
     def _printed(self) -> Table:

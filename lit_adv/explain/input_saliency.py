@@ -21,6 +21,7 @@ from lit_adv.explain.parameter_saliency import (
     untouched_network,
 )
 from lit_adv.metrics import SaliencyStatistics
+from lit_adv.metrics.saliency import check_floor
 
 Channel = Literal["abs_then_max", "max_then_abs"]
 
@@ -35,6 +36,7 @@ def input_saliency(
     boost: float = 100.0,
     channel: Channel = "abs_then_max",
     absolute: bool = False,
+    floor: float = 0.0,
     chunk_size: int | None = None,
 ) -> Tensor:
     """``\\|grad_x D(s(x, y), s')\\|`` of the standardised profile s (Souri et al. 2021, section 5.2).
@@ -53,6 +55,7 @@ def input_saliency(
         channel: ``abs_then_max`` takes the channel where the gradient is largest in absolute value, ``max_then_abs``
             the absolute value of the channels' largest signed gradient, as the authors' code does for display.
         absolute: Absolute standardised saliency, equation 6; their code has the sign.
+        floor: Least standard deviation, see `SaliencyStatistics.deviations`.
         chunk_size: Images a pass; None takes what keeps the filters' gradients below 256 MiB.
 
     Returns:
@@ -67,6 +70,7 @@ def input_saliency(
         raise ValueError(f"input_saliency: channel must be one of {', '.join(get_args(Channel))}, got {channel!r}")
     if not boost >= 0:
         raise ValueError(f"input_saliency: boost must be >= 0, got {boost} (a factor; 100 in the authors' code)")
+    check_floor("input_saliency", floor)
     labels = labels.to(images.device)
     with untouched_network(model, images) as inner:
         filters = named_filters("input_saliency", inner)
@@ -81,8 +85,8 @@ def input_saliency(
         dtype = torch.promote_types(_dtype(inner, images), torch.float32)
         if not len(images):
             return images.new_zeros(0, *images.shape[2:], dtype=dtype)
-        found = statistics.compute()
-        mean, std = (found[name].to(images.device, dtype, copy=True) for name in ("mean", "std"))
+        usual = statistics.compute()["mean"], statistics.deviations(floor)
+        mean, std = (each.to(images.device, dtype, copy=True) for each in usual)
         size = chunk_size or max(1, 2**28 // sum(4 * each.numel() for each in filters.values()))
         gradients = []
         for x, y in zip(images.detach().split(size), labels.split(size), strict=True):

@@ -58,7 +58,9 @@ class SaliencyStatistics(Metric):
         self.moments = _merged(torch.stack([self.moments.to(batch.dtype), batch]))
 
     def compute(self) -> dict[str, Tensor]:
-        """Return ``images``, a scalar int64, and ``mean`` and ``std`` ``(K,)`` in float64.
+        """Return ``images``, a scalar int64, and ``mean``, ``std`` and ``spread`` ``(K,)`` in float64.
+
+        ``spread`` is the standard deviation as it is, also where ``std`` is 1 in its place.
 
         Raises:
             ValueError: Fewer than two images have been seen.
@@ -68,24 +70,53 @@ class SaliencyStatistics(Metric):
         if images < 2:
             raise ValueError(f"SaliencyStatistics: a standard deviation needs two images, got {images}")
         std = (squares / (images - 1)).sqrt()
-        return {"images": count[0].long(), "mean": mean.clone(), "std": torch.where(std > 1e-14, std, 1.0)}
+        counted = torch.where(std > 1e-14, std, 1.0)
+        return {"images": count[0].long(), "mean": mean.clone(), "std": counted, "spread": std}
 
-    def standardise(self, saliency: Tensor, absolute: bool = False) -> Tensor:
+    def deviations(self, floor: float = 0.0) -> Tensor:
+        """Standard deviations ``(K,)`` in float64, none of them below a share of its layer's root mean square.
+
+        A filter that a network does not use on clean images has a deviation near 0, and the smallest gradient of an
+        attacked image is then millions of deviations: without a floor such a filter alone decides the profile.
+
+        Args:
+            floor: That share, in [0, 1]; 0 leaves all as they are (Souri et al. 2021).
+
+        Raises:
+            ValueError: The floor is out of range, or fewer than two images have been seen.
+        """
+        check_floor("SaliencyStatistics", floor)
+        found = self.compute()
+        least = self._least(found["spread"], floor)
+        # a whole layer may be without a deviation
+        return torch.where(least > 1e-14, found["spread"].maximum(least), found["std"])
+
+    def rare(self, share: float = 0.01) -> Tensor:
+        """Which filters ``(K,)`` bool deviate by less than a share of their layer's root mean square."""
+        spread: Tensor = self.compute()["spread"]
+        return spread < self._least(spread, share)
+
+    def standardise(self, saliency: Tensor, absolute: bool = False, floor: float = 0.0) -> Tensor:
         """Saliency in standard deviations above the mean.
 
         Args:
             saliency: ``(B, K)``, of the same network.
             absolute: Its absolute value, equation 6 of Souri et al. 2021; their code has the sign, without which a
                 filter that matters less than usual looks salient.
+            floor: See `deviations`.
 
         Returns:
             ``(B, K)`` in the precision of the saliency.
         """
         check_profile("SaliencyStatistics", saliency, self.layers)
-        found = self.compute()
-        mean, std = (found[name].to(saliency.device) for name in ("mean", "std"))
+        mean, std = (each.to(saliency.device) for each in (self.compute()["mean"], self.deviations(floor)))
         profile = ((saliency.to(mean.dtype) - mean) / std).to(saliency.dtype)
         return profile.abs() if absolute else profile
+
+    def _least(self, spread: Tensor, share: float) -> Tensor:
+        """That share of the root mean square of each filter's layer, ``(K,)``."""
+        parts = spread.split(list(self.layers.values()))
+        return share * torch.cat([part.square().mean().sqrt().expand_as(part) for part in parts])
 
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file with the moments, the layers and the fingerprint.
@@ -183,9 +214,9 @@ class SaliencyProfileMean(Metric):
 
         Returns:
             ``signed`` and ``absolute``: for each of `ORDERS` a curve ``(K,)`` in standard deviations. Of the signed
-            profiles: ``mean``, a scalar; ``layers``, the mean of each layer ``(L,)``; ``first_third`` and
-            ``last_third``, the share of all positive saliency that is in the first and in the last third of the
-            layers. ``images``, a scalar int64.
+            profiles: ``mean``, a scalar; ``layers``, the mean of each layer ``(L,)``; ``shares``, each filter's share
+            of all positive saliency ``(K,)``, not sorted; ``first_third`` and ``last_third``, those of the first and of
+            the last third of the layers. ``images``, a scalar int64.
         """
         means = self.sums / self.total
         sizes = list(self.layers.values())
@@ -196,6 +227,7 @@ class SaliencyProfileMean(Metric):
             "absolute": {"sort_then_mean": means[3], "mean_then_sort": self._sorted(means[2:3])[0]},
             "mean": means[0].mean(),
             "layers": torch.stack([part.mean() for part in means[0].split(sizes)]),
+            "shares": self.sums[4] / self.sums[4].sum(),
             "first_third": positive[:third].sum() / positive.sum(),
             "last_third": positive[-third:].sum() / positive.sum(),
             "images": self.total.clone(),
@@ -211,6 +243,14 @@ def check_layers(owner: str, layers: Mapping[str, int]) -> dict[str, int]:
     if not layers or any(size < 1 for size in layers.values()):
         raise ValueError(f"{owner}: layers must be one or more names with their filters, got {dict(layers)}")
     return dict(layers)
+
+
+def check_floor(owner: str, floor: float) -> None:
+    """Raises ValueError unless it is a share."""
+    if not 0 <= floor <= 1:
+        raise ValueError(
+            f"{owner}: floor must be in [0, 1], got {floor} (a share of the deviations in a filter's layer, e.g. 0.01)"
+        )
 
 
 def check_profile(owner: str, values: Tensor, layers: Mapping[str, int]) -> None:

@@ -206,6 +206,26 @@ def test_named_attacks_on_pairs_of_images_and_labels(tmp_path: Path, trainer, mo
     assert shown.name == f"class {int(y)}"
 
 
+def test_filters_that_clean_images_do_not_need_are_named_and_can_be_lifted(tmp_path: Path, trainer, capsys) -> None:
+    model, folder = Task(), tmp_path / "given"
+    folder.mkdir()
+    statistics = SaliencyStatistics(filter_layers(model), fingerprint(model))
+    statistics.update(parameter_saliency(model, *images(9, 1).tensors))
+    live = int(statistics.compute()["spread"].argmax())
+    statistics.moments[1:, live] *= 1e-12
+    statistics.save(folder / "model.safetensors")
+    shown = {}
+    for floor in (0.0, 0.01):
+        profile = SaliencyProfile({"fgsm": FGSM(eps=0.2)}, statistics_dir=str(folder), floor=floor)
+        trainer(profile).test(model, Source())
+        shown[floor] = " ".join(capsys.readouterr().out.split())
+        content = json.loads((tmp_path / "saliency_profile.json").read_text())
+        assert content["floor"] == floor
+        shown[floor, "mean"] = next(each["mean"] for each in content["attacks"] if each["attack"] == "fgsm")
+    assert "filters hardly ever matter on clean images, and make up to 100 % of a profile: set floor" in shown[0.0]
+    assert shown[0.0, "mean"] > 100 * abs(shown[0.01, "mean"])
+
+
 def test_maps_of_the_data_modules_images(tmp_path: Path, trainer, monkeypatch) -> None:
     drawn = []
     heat = input_saliency.heat_map_figure
@@ -239,6 +259,7 @@ def test_data_that_do_not_fit(trainer) -> None:
         (SaliencyProfile, {"attacks": {"clean": FGSM(eps=0.1)}}, "attacks must have other names than clean"),
         (SaliencyProfile, {"order": "sorted"}, "order must be one of sort_then_mean, mean_then_sort, got 'sorted'"),
         (SaliencyProfile, {"chunk_size": 0}, "SaliencyProfile: chunk_size must be at least 1, got 0"),
+        (SaliencyProfile, {"floor": 1.5}, r"SaliencyProfile: floor must be in \[0, 1\], got 1.5"),
         (InputSaliency, {"examples": [1, 1]}, "examples must be different positions >= 0"),
         (InputSaliency, {"n": 0}, "n must be at least 1 and boost at least 0, got 0"),
         (InputSaliency, {"channel": "max"}, "channel must be abs_then_max or max_then_abs, got 'max'"),

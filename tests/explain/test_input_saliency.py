@@ -93,6 +93,22 @@ def test_without_a_boost_there_is_nothing_to_see():
     assert input_saliency(model, *images(), prepared(model), boost=1.0).max() < 1e-14
 
 
+def test_a_floor_is_that_of_the_statistics():
+    model = Net().double()
+    statistics = prepared(model)
+    (x, y), usual = images(), statistics.compute()
+    lifted = prepared(model)
+    std = lifted.deviations(1.0)
+    # statistics whose deviations are the lifted ones
+    lifted.moments = torch.stack([lifted.moments[0], usual["mean"], std.square() * (lifted.moments[0] - 1)])
+    lifted._computed = None
+    found = input_saliency(model, x, y, statistics, floor=1.0)
+    torch.testing.assert_close(found, input_saliency(model, x, y, lifted), rtol=1e-9, atol=1e-15)
+    assert not torch.allclose(found, input_saliency(model, x, y, statistics), rtol=0.01)
+    with pytest.raises(ValueError, match=r"input_saliency: floor must be in \[0, 1\], got -0.1"):
+        input_saliency(model, x, y, statistics, floor=-0.1)
+
+
 @pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
 def test_leaves_everything_as_it_was(guard):
     model = Net().double().train()

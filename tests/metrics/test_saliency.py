@@ -64,6 +64,25 @@ def test_profiles_of_the_set_itself_have_mean_0_and_deviation_1():
     torch.testing.assert_close(scaled.standardise(1000 * values.double())[:, columns], wanted[:, columns])
 
 
+@given(floor=st.just(0.0) | st.floats(1e-6, 1), quiet=st.sampled_from([0.0, 1e-13, 1e-3]))
+def test_a_floor_lifts_what_hardly_differs_in_its_layer(floor, quiet):
+    values = rows()
+    values[:, 2] = 0.25 + quiet * values[:, 2]  # the first filter of layer b
+    values[:, 5] = 1.0  # a layer without a deviation
+    metric = fed(SaliencyStatistics(LAYERS), values)
+    own = values.numpy().std(0, ddof=1)
+    wanted = np.where(own > 1e-14, own, 1.0)
+    if floor:
+        for layer in (slice(0, 2), slice(2, 5)):
+            wanted[layer] = np.maximum(own[layer], floor * np.sqrt(np.mean(own[layer] ** 2)))
+    np.testing.assert_allclose(metric.deviations(floor), wanted, rtol=1e-6)
+    profile = metric.standardise(values, floor=floor)
+    np.testing.assert_allclose(profile, (values - values.mean(0)) / torch.as_tensor(wanted), rtol=1e-6, atol=1e-9)
+    assert metric.rare().tolist() == [False, False, True, False, False, False]
+    with pytest.raises(ValueError, match=r"SaliencyStatistics: floor must be in \[0, 1\], got 2"):
+        metric.deviations(2)
+
+
 def test_saved_and_loaded(tmp_path):
     metric = fed(SaliencyStatistics(LAYERS, "a" * 64), rows())
     metric.save(tmp_path / "file.safetensors")
