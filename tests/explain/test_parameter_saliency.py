@@ -114,6 +114,31 @@ def test_a_single_position_and_many(groups):
     close(parameter_saliency(model, x, y, method="hooks"), loop(model, x, y))
 
 
+@pytest.mark.parametrize("affine", [False, True])
+def test_every_kind_of_batch_norm(affine):
+    class Normalised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.norm = nn.BatchNorm2d(4, affine=affine, eps=0.3)
+            self.flat = nn.BatchNorm1d(4, affine=affine)
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x):
+            x = self.norm(self.conv(x)).relu().mean((2, 3))
+            x = F.batch_norm(input=x, running_mean=self.flat.running_mean, running_var=self.flat.running_var)
+            return self.head(self.flat(x).relu())
+
+    model = Normalised().double()
+    for norm in (model.norm, model.flat):
+        nn.init.normal_(norm.running_mean)
+        nn.init.uniform_(norm.running_var, 0.1, 2)
+        for each in norm.parameters():
+            nn.init.normal_(each)
+    for method in ("hooks", "vmap"):
+        close(parameter_saliency(model, *images(), method=method), loop(model, *images()))
+
+
 def test_filters_in_the_order_of_the_parameters():
     layers = filter_layers(Net())
     assert list(layers) == [
