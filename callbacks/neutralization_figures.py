@@ -84,6 +84,6 @@ def accuracies_figure(results: Sequence[Mapping[str, Any]], protocol: str) -> Fi
         results: From `BlobRow.result`.
         protocol: In the title.
     """
-    accuracies = {f"{row['source']} → {row['target']}, {_CHOSEN[row['chosen']]}": row["scores"] for row in results}
+    accuracies = {f"{row['source']} → {row['target']}\n{_CHOSEN[row['chosen']]}": row["scores"] for row in results}
     few = dict(list(accuracies.items())[: 3 * MOST])
     return neutralization_figure(few, _WORDS, f"Neutralisation: {protocol} protocol")
