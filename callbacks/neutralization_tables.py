@@ -1,12 +1,14 @@
-"""Neutralisation as rows of a file and as a table on a terminal of 80 columns."""
+"""Neutralisation as rows of a file and as tables on a terminal of 80 columns."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import groupby
+from typing import Any, Literal
 
-from rich import box
+from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 SETTINGS = ("source", "target", "chosen", "delta1", "delta2", "theta", "area", "images", "target_images")
 SIMILARITIES = ("ssim_samples", "ssim_representatives")
@@ -40,33 +42,40 @@ def neutralization_rows(results: Sequence[Mapping[str, Any]], scores: Sequence[s
     return rows
 
 
-def neutralization_table(results: Sequence[Mapping[str, Any]], protocol: str) -> Table:
-    """The accuracies, without intervals; the file has these.
+def neutralization_table(results: Sequence[Mapping[str, Any]], protocol: str) -> Group:
+    """The accuracies, without intervals; the file has these. A pair has a line of its own, however long its names are.
 
     Args:
         results: From `BlobRow.result`.
         protocol: In the title.
     """
-    title = f"Neutralisation ({protocol} protocol, accuracy of the source class)"
-    style: dict[str, Any] = {"title_justify": "left", "title_style": "bold", "caption_justify": "left"}
-    table = Table(title=title, pad_edge=False, padding=(0, 1, 0, 0), min_width=len(title), box=box.SIMPLE_HEAD, **style)
-    table.add_column("pair", overflow="fold")
-    table.add_column("chosen", no_wrap=True)
-    for heading in ("area", *_SHOWN.values()):
-        table.add_column(heading, justify="right", no_wrap=True)
-    before = None
-    for row in results:
-        name = f"{row['source']} → {row['target']}"
-        if before not in (None, name):
-            table.add_section()
-        values = [row["area"], *(row["scores"][score]["accuracy"] for score in _SHOWN)]
-        numbers = ("–" if value is None else f"{100 * value:.1f}" for value in values)
-        table.add_row(name if name != before else "", row["chosen"], *numbers)
-        before = name
+    parts: list[RenderableType] = [
+        Text(f"Neutralisation ({protocol} protocol, accuracy of the source class)", style="bold"),
+        _columns(_HEADINGS),
+    ]
+    for name, rows in groupby(results, lambda row: f"{row['source']} → {row['target']}"):
+        parts.append(Text(name, style="bold"))
+        table = _columns([""] * len(_HEADINGS))
+        for row in rows:
+            values = [row["area"], *(row["scores"][score]["accuracy"] for score in _SHOWN)]
+            table.add_row(f"  {row['chosen']}", *("–" if each is None else f"{100 * each:.1f}" for each in values))
+        parts.append(table)
     searched = "; chosen: thresholds given, searched for the pair, or one triple for all pairs"
-    table.caption = (
+    caption = (
         "per cent; area: pixels blocked; adv.: attacked; mod.: blocked; m-adv: blocked, then attacked; rebl.: and"
         " blocked again; strong: strong attack; adapt.: one that knows the blob; target: other class, blocked"
         + (searched if len({row["chosen"] for row in results}) > 1 else "")
     )
+    return Group(*parts, Text(caption, style="italic dim"))
+
+
+_HEADINGS = ("chosen", "area", *_SHOWN.values())
+
+
+def _columns(headings: Sequence[str]) -> Table:
+    """Columns as wide as every other such table's, with or without words above them."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=any(headings))
+    for place, (heading, word) in enumerate(zip(headings, _HEADINGS, strict=True)):
+        side: Literal["left", "right"] = "right" if place else "left"
+        table.add_column(heading, justify=side, no_wrap=True, width=max(len(word), 5 if place else 7))
     return table
