@@ -65,7 +65,8 @@ def transfer(
     asked, and the first iterate that it no longer gives the label for is the one that transfers. The source's own
     answer stops nothing. One path of iterates serves all victims; a source that is also a victim (the same object) is
     not asked twice; an image leaves once all its victims are fooled. S backward and at most S x T forward passes an
-    iteration and image, and at most T for the clean image; a random start costs S more. Attacks that are no plain steps
+    iteration and image, and at most T for the clean image; a source that is no victim costs one forward pass more, the
+    one of its gradient, and a random start costs S more. Attacks that are no plain steps
     down a gradient (Carlini-Wagner, DeepFool, Square, ...) have every image that they look at tested, in their order,
     and an image leaves them only with the last of its batch; their restarts and searches go on meanwhile.
 

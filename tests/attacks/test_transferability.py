@@ -230,6 +230,10 @@ def test_passes_where_nothing_is_ever_fooled(models, images, labels, steps):
     assert int(found.forwards.sum()) == forwards
     assert int(found.backwards.sum()) == backwards
     assert found.forwards.tolist() == [6 * steps + 3] * count
+    # a source that is no victim has a forward pass for its gradient alone, the first of which is the clean image's
+    apart = transfer(attack, {"a": sources["a"]}, counted(models, "b", "c"), x, y)
+    assert apart.forwards.tolist() == [(1 + 2) * steps + 2] * count
+    assert apart.backwards.tolist() == [steps] * count
 
 
 def test_finished_images_leave(models, images, labels):
