@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,18 +13,17 @@ import rich
 import torch
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
-from rich import box
-from rich.table import Table
 from torch import Tensor, nn
 
-from lit_adv.attacks import BIM, FGSM, PGD, Attack
+from lit_adv.attacks import BIM, FGSM, PGD, Attack, RandFGSM
 from lit_adv.explain import gradient_map, importance_map, perturbation_map
-from lit_adv.explain.regions import Cam, shares
+from lit_adv.explain.regions import Cam
 from lit_adv.files import write_json, write_rows
-from lit_adv.metrics import MeanSSIM, NeutralizationScore, ssim
+from lit_adv.metrics import NeutralizationScore
 from lit_adv.models import Classifier, NeutralizationDefense, neutralize
-from lit_adv.plots import RegionExample, Representatives, neutralization_figure, regions_figure, representatives_figure
+from lit_adv.plots import RegionExample
 
+from .blob_row import BlobRow, total
 from .blob_search import (
     BlobFrom,
     BlobSearch,
@@ -37,10 +36,12 @@ from .blob_search import (
     wanted_blobs,
 )
 from .class_pairs import ClassPair, Decision
-from .clean_batches import test_batches, training_batches
+from .clean_batches import TrainingBatches, check_clean, test_batches
 from .figures import log_figure
+from .neutralization_figures import MOST, accuracies_figure, common_figure, examples_figure, region_examples
+from .neutralization_tables import SETTINGS, neutralization_rows, neutralization_table
 from .repeats import fresh_pair
-from .tables import percent, print_path
+from .tables import print_path
 
 
 class Neutralization(pl.Callback):
@@ -84,7 +85,8 @@ class Neutralization(pl.Callback):
         decision: ``pair`` reads the two classes' logits alone, a binary problem as in the paper; ``all`` all classes'.
         map_attack: Whose perturbation is the RoA; None takes ten steps of the radius of a one-step sign attack, which
             itself has no grades, and else ``attack``. ``gradient`` takes the size of the loss' gradient.
-        adaptive_attack: Strong attack; None takes 20 steps of PGD with ``attack``'s radius.
+        adaptive_attack: Strong attack; None takes 20 steps of PGD with ``attack``'s radius, or, where that is neither
+            of Linf nor of L2, ``attack``.
         relative: See ``delta2``.
         blob_from: ``images``: the share of images that have the pixel in RoA without RoI; ``representatives``: the
             shares of RoA and RoI, each by itself.
@@ -111,7 +113,7 @@ class Neutralization(pl.Callback):
         "target_clean",
         "target_modified",
     )
-    SETTINGS = ("source", "target", "chosen", "delta1", "delta2", "theta", "area", "images", "target_images")
+    SETTINGS = SETTINGS
 
     def __init__(
         self,
@@ -143,6 +145,7 @@ class Neutralization(pl.Callback):
         self.pairs = None if pairs is None else _checked_pairs(pairs)
         if not grid:
             raise ValueError("Neutralization: grid must hold at least one value, got none")
+        _check_numbers(delta1=[delta1], delta2=[delta2], theta=[theta], grid=grid)
         for name, number, low, high in (
             ("value", value, 0, 1),
             ("max_drop", max_drop, 0, 1),
@@ -174,7 +177,7 @@ class Neutralization(pl.Callback):
         self.seed = seed
         self.results: list[dict[str, Any]] = []
         self.choices: dict[tuple[int, int], dict[str, Choice]] = {}
-        self._rows: list[_Row] = []
+        self._rows: list[BlobRow] = []
         self._names: list[str] = []
         self._pairs: list[ClassPair] = []
         self._counts: list[RegionCounts] = []
@@ -183,12 +186,7 @@ class Neutralization(pl.Callback):
     # Segregation ------------------------------------------------------------------------------------------------------
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        data = getattr(trainer, "datamodule", None)
-        if hasattr(data, "attack_classes"):
-            raise ValueError(
-                "Neutralization: the data must be clean pairs (images, labels), got an AdversarialDataModule (give its "
-                "source: the callback attacks by itself)"
-            )
+        check_clean("Neutralization", trainer)
         self.results, self._rows, self._shown, self.choices = [], [], {}, {}
         # a blob made in inference mode could not be part of a gradient
         with torch.inference_mode(False), torch.no_grad():
@@ -196,6 +194,7 @@ class Neutralization(pl.Callback):
 
     def _segregate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         device = pl_module.device
+        self._batches = self._training(trainer)
         self._names = self._class_names(trainer, pl_module)
         classes = len(self._names)
         wanted = self.pairs or [(s, t) for s in range(classes) for t in range(classes) if s != t]
@@ -211,13 +210,14 @@ class Neutralization(pl.Callback):
             self._search(trainer, device)
         for each in self._pairs:
             for chosen, choice in self.choices[each.source, each.target].items():
-                self._rows.append(_Row.new(self, each, chosen, choice, device))
+                row = BlobRow.new(each, chosen, choice, self.given, self.SCORES, self.confidence, device)
+                self._rows.append(row)
 
     def _count(self, trainer: pl.Trainer, model: nn.Module, device: torch.device) -> None:
         """Makes the maps of all images of the source classes, once."""
         deltas1, deltas2 = (list(dict.fromkeys([own, *self.grid * self.search])) for own in self.given[:2])
         self._counts = []
-        for images, labels in self._training(trainer, device):
+        for images, labels in self._moved(device):
             if not self._counts:
                 size = (images.shape[2], images.shape[3])
                 self._counts = [RegionCounts(deltas1, deltas2, size, device) for _ in self._pairs]
@@ -226,7 +226,7 @@ class Neutralization(pl.Callback):
         if not self._counts:
             raise ValueError("Neutralization: every process needs at least one batch of training images, got none")
         for pair, counts in zip(self._pairs, self._counts, strict=True):
-            counts.reduce(lambda tensor: _total(trainer, tensor))
+            counts.reduce(lambda tensor: total(trainer, tensor))
             if not counts.images:
                 raise ValueError(
                     f"Neutralization: pairs must be of classes with images, got none of {self._names[pair.source]} to "
@@ -239,24 +239,24 @@ class Neutralization(pl.Callback):
         searches = [
             BlobSearch(pair, counts, points, *options) for pair, counts in zip(self._pairs, self._counts, strict=True)
         ]
-        total, images = sum(len(each.blobs) for each in searches), max(counts.images for counts in self._counts)
+        count, images = sum(len(each.blobs) for each in searches), max(counts.images for counts in self._counts)
         rank_zero_info(
-            f"Neutralization: {total:,} distinct blobs of {len(searches)} pairs, up to {images:,} images each"
+            f"Neutralization: {count:,} distinct blobs of {len(searches)} pairs, up to {images:,} images each"
         )
-        for images_, labels in self._training(trainer, device):
+        for images_, labels in self._moved(device):
             for each in searches:
                 each.score_modified(images_, labels)
         for each in searches:
-            each.reduce(lambda tensor: _total(trainer, tensor))
+            each.reduce(lambda tensor: total(trainer, tensor))
         wanted = wanted_blobs(searches, self.max_drop)
         rank_zero_info(
             f"Neutralization: {sum(int(w.sum()) for w in wanted):,} of them keep the accuracy and are attacked"
         )
-        for images_, labels in self._training(trainer, device):
+        for images_, labels in self._moved(device):
             for each, blobs in zip(searches, wanted, strict=True):
                 each.score_attacked(images_, labels, blobs)
         for each in searches:
-            each.reduce_attacked(lambda tensor: _total(trainer, tensor))
+            each.reduce_attacked(lambda tensor: total(trainer, tensor))
         together = common_choice(searches, self.max_drop) if len(searches) > 1 else []
         for place, each in enumerate(searches):
             found = self.choices[each.pair.source, each.pair.target]
@@ -292,20 +292,20 @@ class Neutralization(pl.Callback):
         names = getattr(getattr(trainer, "datamodule", None), "classes", None)
         if names is not None:
             return [str(name) for name in names]
-        for images, _ in self._training(trainer, pl_module.device):
-            return [str(number) for number in range(pl_module(images[:1]).shape[1])]
+        for images, _ in self._moved(pl_module.device):
+            if len(images):
+                return [str(number) for number in range(pl_module(images[:1]).shape[1])]
         raise ValueError("Neutralization: every process needs at least one batch of training images, got none")
 
-    def _training(self, trainer: pl.Trainer, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's share of the images that the regions are taken of."""
-        found = (
-            test_batches("Neutralization", trainer)
-            if self.protocol == "paper"
-            else training_batches(
-                "Neutralization", trainer, "take protocol='paper', which takes them of the test images"
-            )
-        )
-        for images, labels in found:
+    def _training(self, trainer: pl.Trainer) -> Iterable[tuple[Tensor, Tensor]]:
+        """This process's share of the images that the regions are taken of; may be gone through several times."""
+        if self.protocol == "paper":
+            return _Again(trainer)
+        otherwise = "or take protocol='paper', whose regions are those of the test images"
+        return TrainingBatches("Neutralization", trainer, otherwise)
+
+    def _moved(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in self._batches:
             yield images.to(device), labels.to(device)
 
     # Scores -----------------------------------------------------------------------------------------------------------
@@ -353,8 +353,7 @@ class Neutralization(pl.Callback):
             found = {**right, **{name: pair.right(each) for name, each in versions.items()}}
             row.scores.update(found)
             roi, roa = row.masks(importance, attack)
-            row.similarity.update(roi[:, None].float(), roa[:, None].float())
-            row.masked = row.masked + torch.stack([roi.sum(0), roa.sum(0)])
+            row.compare(roi, roa)
             shown = self._shown.setdefault((pair.source, pair.target), [])
             if trainer.is_global_zero and row is self._drawn(pair) and images.shape[1] in (1, 3):
                 pictures = {
@@ -368,16 +367,12 @@ class Neutralization(pl.Callback):
                     "modified": modified,
                     "modified_adversarial": modified_adversarial,
                 }
-                for place in range(min(self.examples - len(shown), len(images))):
-                    kept: dict[str, Any] = {name: each[place].float().cpu() for name, each in pictures.items()}
-                    hits = (found[name][place] for name in NeutralizationScore.SCORES[:4])
-                    captions = ["right" if hit else "wrong" for hit in hits]
-                    shown.append(RegionExample(f"{self._name(pair)}\n{row.about}", **kept, captions=captions))
+                shown += region_examples(self._name(pair), row, pictures, found, self.examples - len(shown))
 
-    def _rows_of(self, pair: ClassPair) -> list[_Row]:
+    def _rows_of(self, pair: ClassPair) -> list[BlobRow]:
         return [row for row in self._rows if row.pair is pair]
 
-    def _drawn(self, pair: ClassPair) -> _Row:
+    def _drawn(self, pair: ClassPair) -> BlobRow:
         """The row that the figures of examples and representatives show: the pair's own, where one was searched."""
         return self._rows_of(pair)[int(self.search)]
 
@@ -387,34 +382,16 @@ class Neutralization(pl.Callback):
     # Results ----------------------------------------------------------------------------------------------------------
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.results = [self._result(trainer, row) for row in self._rows]
+        self.results = [row.result(trainer, self._names) for row in self._rows]
+        names = _file_names(self._names)
         numbers: dict[str, float] = {}
-        for row in self.results:
-            name = f"neutralization/{_plain(row['source'])}_to_{_plain(row['target'])}/{row['chosen']}"
-            found = {score: row["scores"][score]["accuracy"] for score in self.SCORES}
+        for result, row in zip(self.results, self._rows, strict=True):
+            name = f"neutralization/{names[row.pair.source]}_to_{names[row.pair.target]}/{row.chosen}"
+            found = {score: result["scores"][score]["accuracy"] for score in self.SCORES}
             numbers |= {f"{name}/{score}": value for score, value in found.items() if value is not None}
         # already of all processes
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step=trainer.global_step)
-
-    def _result(self, trainer: pl.Trainer, row: _Row) -> dict[str, Any]:
-        scores = row.scores.compute()
-        similarity = float(row.similarity.compute())
-        images = scores["clean"]["images"]
-        masked = shares(_total(trainer, row.masked), max(images, 1))
-        point = row.choice.point
-        return {
-            "source": self._names[row.pair.source],
-            "target": self._names[row.pair.target],
-            "chosen": row.chosen,
-            **dict(zip(("delta1", "delta2", "theta"), point or (None, None, None), strict=True)),
-            "area": float(row.choice.blob.double().mean()),
-            "images": images,
-            "target_images": scores["target_clean"]["images"],
-            "scores": scores,
-            "ssim_samples": similarity if images and point else None,
-            "ssim_representatives": float(ssim(*masked[:, None, None])) if images and point else None,
-        }
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero or not self.results:
@@ -434,21 +411,13 @@ class Neutralization(pl.Callback):
         if stage != "test" or not self.results or not trainer.is_global_zero:
             return
         console = rich.get_console()
-        console.print(self._printed())
+        console.print(neutralization_table(self.results, self.protocol))
         path = Path(trainer.default_root_dir).absolute() / "neutralization.csv"
         print_path(console, "neutralization", path)
 
     def table(self) -> list[dict[str, Any]]:
         """The results as flat rows: settings, then each score, ``<score>_low`` and ``<score>_high``, then SSIM."""
-        rows = []
-        for result in self.results:
-            row = {name: result[name] for name in self.SETTINGS}
-            for score in self.SCORES:
-                found = result["scores"][score]
-                row |= {score: found["accuracy"], f"{score}_low": found["low"], f"{score}_high": found["high"]}
-            row |= {name: result[name] for name in ("ssim_samples", "ssim_representatives")}
-            rows.append(row)
-        return rows
+        return neutralization_rows(self.results, self.SCORES)
 
     def _save(self, folder: Path) -> None:
         rows = self.table()
@@ -475,114 +444,33 @@ class Neutralization(pl.Callback):
         own = pl_module if isinstance(pl_module, Classifier) else getattr(pl_module, "model", None)
         if not isinstance(own, Classifier):
             return
+        names = _file_names(self._names)
         for row in self._rows:
-            name = "_".join([self._names[row.pair.source], "to", self._names[row.pair.target], row.chosen])
-            NeutralizationDefense(own, row.choice.blob, self.value).save(folder / f"{_plain(name)}.safetensors")
+            name = f"{names[row.pair.source]}_to_{names[row.pair.target]}_{row.chosen}.safetensors"
+            NeutralizationDefense(own, row.choice.blob, self.value).save(folder / name)
 
     def _draw(self, trainer: pl.Trainer) -> None:
-        shown = [example for examples in list(self._shown.values())[:_MOST] for example in examples]
+        shown = [example for examples in list(self._shown.values())[:MOST] for example in examples]
         if shown:
-            log_figure(trainer, "neutralization_examples", regions_figure(shown, "Regions and the blob blocked"))
-            panels = {}
-            for pair, counts in list(zip(self._pairs, self._counts, strict=True))[:_MOST]:
-                row = self._drawn(pair)
-                point = row.choice.point or self.given
-                blob = row.choice.blob
-                caption = f"{percent(float(blob.double().mean()))} blocked"
-                examples = self._shown.get((pair.source, pair.target))
-                image = examples[0].image if examples else torch.zeros(1, *blob.shape)
-                maps = counts.representatives(point.delta1, point.delta2)
-                panels[f"{self._name(pair)}\n{row.about}"] = Representatives(*maps, blob.float(), image, caption)
-            figure = representatives_figure(panels, "Class representatives and blobs")
-            log_figure(trainer, "neutralization_representatives", figure)
-        accuracies = {f"{row['source']} → {row['target']}, {row['chosen']}": row["scores"] for row in self.results}
-        few = dict(list(accuracies.items())[: 3 * _MOST])
-        figure = neutralization_figure(few, _WORDS, f"Neutralisation: {self.protocol} protocol")
-        log_figure(trainer, "neutralization_accuracy", figure)
-
-    def _printed(self) -> Table:
-        title = f"Neutralisation ({self.protocol} protocol, accuracy of the source class)"
-        style: dict[str, Any] = {"title_justify": "left", "title_style": "bold", "box": box.SIMPLE_HEAD}
-        table = Table(title=title, pad_edge=False, padding=(0, 1, 0, 0), min_width=len(title), **style)
-        table.add_column("pair", overflow="fold")
-        table.add_column("chosen", no_wrap=True)
-        for heading in ("area", *_SHORT.values()):
-            table.add_column(heading, justify="right", no_wrap=True)
-        before = None
-        for row in self.results:
-            name = f"{row['source']} → {row['target']}"
-            if before not in (None, name):
-                table.add_section()
-            values = [row["area"], *(row["scores"][score]["accuracy"] for score in _SHORT)]
-            numbers = ("–" if value is None else f"{100 * value:.1f}" for value in values)
-            table.add_row(name if name != before else "", row["chosen"], *numbers)
-            before = name
-        table.caption = (
-            "per cent; m-adv: blocked, then attacked; rebl.: and blocked again; adapt.: strong "
-            "attack that knows the blob; target: the other class, blocked"
-        )
-        table.caption_justify = "left"
-        return table
+            log_figure(trainer, "neutralization_examples", examples_figure(shown))
+            rows = [
+                (self._name(pair), self._drawn(pair), counts, self._shown.get((pair.source, pair.target), []))
+                for pair, counts in zip(self._pairs, self._counts, strict=True)
+            ]
+            log_figure(trainer, "neutralization_representatives", common_figure(rows[:MOST]))
+        log_figure(trainer, "neutralization_accuracy", accuracies_figure(self.results, self.protocol))
 
 
-@dataclass
-class _Row:
-    """One blob of one pair, and what has been found about it."""
+class _Again:
+    """The test images, from the first on each time."""
 
-    pair: ClassPair
-    chosen: str
-    choice: Choice
-    scores: NeutralizationScore
-    similarity: MeanSSIM
-    masked: Tensor
-    given: Point = field(repr=False)
+    def __init__(self, trainer: pl.Trainer) -> None:
+        self.trainer = trainer
 
-    @classmethod
-    def new(cls, callback: Neutralization, pair: ClassPair, chosen: str, choice: Choice, device: torch.device) -> _Row:
-        scores = NeutralizationScore(callback.SCORES, callback.confidence).to(device)
-        # a process may get no image of this class
-        scores.update({})
-        similarity = MeanSSIM().to(device)
-        size = choice.blob.shape
-        similarity.update(*torch.zeros(2, 0, 1, *size, device=device))
-        masked = torch.zeros(2, *size, dtype=torch.int64, device=device)
-        return cls(pair, chosen, choice, scores, similarity, masked, callback.given)
-
-    @property
-    def about(self) -> str:
-        """The thresholds in words."""
-        point = self.choice.point
-        return "nothing" if point is None else " ".join(f"{number:g}".removeprefix("0") for number in point)
-
-    def masks(self, importance: Tensor, attack: Tensor) -> tuple[Tensor, Tensor]:
-        """RoI and RoA of a batch; at the given thresholds where nothing is blocked."""
-        point = self.choice.point or self.given
-        return importance >= point.delta1, attack >= point.delta2
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return test_batches("Neutralization", self.trainer)
 
 
-# most pairs in a figure
-_MOST = 6
-_WORDS = {
-    "clean": "clean",
-    "modified": "blocked",
-    "adversarial": "attacked",
-    "modified_adversarial": "blocked, then attacked",
-    "reneutralised": "… and blocked again",
-    "strong": "strong attack",
-    "adaptive": "strong attack, knows the blob",
-    "target_clean": "target class",
-    "target_modified": "target class, blocked",
-}
-_SHORT = {
-    "clean": "clean",
-    "adversarial": "adv.",
-    "modified": "mod.",
-    "modified_adversarial": "m-adv",
-    "reneutralised": "rebl.",
-    "strong": "strong",
-    "adaptive": "adapt.",
-    "target_modified": "target",
-}
 _CHOICES = {
     "protocol": ("split", "paper"),
     "decision": ("pair", "all"),
@@ -592,15 +480,9 @@ _CHOICES = {
 }
 
 
-def _total(trainer: pl.Trainer, tensor: Tensor) -> Tensor:
-    """The sum over all processes."""
-    found: Tensor = trainer.strategy.reduce(tensor.clone(), reduce_op="sum")
-    return found
-
-
 def _graded(attack: Attack) -> Attack:
     """Ten steps in place of one, whose sign has no grades."""
-    return BIM(eps=attack.eps, step_size=attack.eps / 10, steps=10) if isinstance(attack, FGSM) else attack
+    return BIM(eps=attack.eps, step_size=attack.eps / 10, steps=10) if isinstance(attack, FGSM | RandFGSM) else attack
 
 
 def _strong(attack: Attack) -> Attack:
@@ -611,9 +493,19 @@ def _strong(attack: Attack) -> Attack:
     return PGD(norm=norm, eps=eps, step_size=eps / 8, steps=20)
 
 
-def _plain(name: str) -> str:
-    """A name that can be a file's."""
-    return re.sub(r"\W+", "_", name).strip("_")
+def _file_names(names: Sequence[str]) -> list[str]:
+    """Names of classes that can be a file's, each its own."""
+    plain = [re.sub(r"\W+", "_", name).strip("_") for name in names]
+    return [
+        each if each and plain.count(each) == 1 else f"{each}_{number}".lstrip("_") for number, each in enumerate(plain)
+    ]
+
+
+def _check_numbers(**given: Sequence[float]) -> None:
+    for name, values in given.items():
+        for value in values:
+            if not math.isfinite(value):
+                raise ValueError(f"Neutralization: {name} must be finite, got {value} (0.5 is in the middle)")
 
 
 def _check_choices(**given: str) -> None:

@@ -79,8 +79,13 @@ def has_techniques(found: Mapping[str, Any]) -> bool:
 def transfer_tables(results: Mapping[str, Mapping[str, Any]]) -> Iterable[Table]:
     """The matrices, the sizes of what transfers, and how the regions compare with the global attack."""
     for region, found in results.items():
-        matrix = by_technique(found) if has_techniques(found) else found
-        yield _matrix(f"Transferability, region {region}: crafted on (row), tested on", matrix)
+        grouped = has_techniques(found)
+        matrix = _matrix(
+            f"Transferability, region {region}: crafted on (row), tested on", by_technique(found) if grouped else found
+        )
+        if grouped:
+            matrix.caption = f"{matrix.caption}; within a technique, of its other classifiers"
+        yield matrix
     first = next(iter(results.values()))
     if len(first["sources"]) * len(first["victims"]) <= 16:
         yield _sizes(results)
@@ -92,6 +97,7 @@ def _matrix(title: str, found: Mapping[str, Any]) -> Table:
     table = plain_table(title, "source", found["victims"])
     for source, shares in zip(found["sources"], found["transferability"], strict=True):
         table.add_row(source, *("–" if share is None else f"{100 * share:.0f} %" for share in shares))
+    table.caption = "of the images that both classify rightly"
     return table
 
 

@@ -18,9 +18,10 @@ from lit_adv.metrics import TransferMatrix
 from lit_adv.metrics.transfer_matrix import summary
 from lit_adv.models import load_classifier
 from lit_adv.plots import transfer_figure
-from lit_adv.tasks import Technique
+from lit_adv.tasks import NetworkTechnique, Technique
 from lit_adv.tasks.techniques import disjoint_subsets
 
+from .clean_batches import TrainingBatches, check_clean, test_batches
 from .figures import log_figure
 from .repeats import fresh_pair
 from .tables import print_path
@@ -118,6 +119,12 @@ class Transferability(pl.Callback):
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.results = {}
+        check_clean("Transferability", trainer)
+        # a mask that does not fit shows here, before anything is fitted or attacked
+        for images, _ in test_batches("Transferability", trainer):
+            for region in self.regions.values():
+                region(images, self.seed)
+            break
         # what is made in inference mode, in which Lightning tests, no gradient can pass through
         with torch.inference_mode(False):
             self._models = self._make(trainer, pl_module)
@@ -219,14 +226,26 @@ class Transferability(pl.Callback):
         if not self.techniques:
             return made
         images, labels, classes = _training_images(trainer)
+        if self.subsets > len(labels):
+            _fail(f"subsets must be at most {len(labels)}, the number of training images, got {self.subsets}")
         parts = disjoint_subsets(labels, self.subsets, self.seed)
-        for name, technique in self.techniques.items():
+        # networks last: what cannot be attacked is found before they are trained
+        for name, technique in sorted(self.techniques.items(), key=lambda each: isinstance(each[1], NetworkTechnique)):
             for number, rows in enumerate(parts):
                 key = f"{name}/{number + 1}" if self.subsets > 1 else name
                 if key in (*self.source_names, *self.victim_names):
                     x, y = images[rows].to(device), labels[rows].to(device)
                     made[key] = technique.fit(x, y, classes, seed=self.seed + number)
+                if key in self.source_names:
+                    self._try(key, made[key], x[:1], y[:1])
         return made
+
+    def _try(self, name: str, model: nn.Module, image: Tensor, label: Tensor) -> None:
+        """One pass of the attack, which an estimator without a gradient may refuse."""
+        try:
+            self._attack_of(name).run(model, image, label, seed=self.seed, max_queries=1)
+        except ValueError as error:
+            _fail(f"attacks must give {name.partition('/')[0]} an attack that it can take: {error}")
 
     def _figure(self, found: dict[str, Any], title: str, groups: bool = False) -> Any:
         return transfer_figure(found["transferability"], found["sources"], found["victims"], title, groups)
@@ -249,18 +268,13 @@ class Transferability(pl.Callback):
 
 def _training_images(trainer: pl.Trainer) -> tuple[Tensor, Tensor, int]:
     """All training images, their labels and K, from the data module."""
-    data: Any = getattr(trainer, "datamodule", None)
-    if data is None or not hasattr(data, "num_classes"):
-        _fail("techniques need a data module with training images and num_classes, there is none")
-    if not hasattr(data, "train_dataset"):
-        data.setup("fit")
-    dataset: Any = getattr(data, "train_dataset", None)
-    if not hasattr(dataset, "batch"):
-        _fail(f"techniques need the training images of a clean data module, got {type(data).__name__}")
-    places = torch.arange(len(dataset))
-    # a subset is without augmentation
-    images, labels = dataset.subset(places).batch(places.tolist())
-    return images, labels, data.num_classes
+    found = TrainingBatches("Transferability", trainer, "or leave out the techniques, which learn them")
+    classes = getattr(found.data, "num_classes", None)
+    if not isinstance(classes, int):
+        raise ValueError(
+            f"Transferability: techniques need a data module with num_classes, got {type(found.data).__name__}"
+        )
+    return *found.whole(), classes
 
 
 def _chosen(field: str, wanted: list[str] | None, names: list[str]) -> list[str]:

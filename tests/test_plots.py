@@ -33,6 +33,7 @@ from lit_adv.plots import (
     regions_figure,
     representatives_figure,
     threshold_figure,
+    transfer_figure,
 )
 
 
@@ -430,3 +431,17 @@ def test_many_classes_are_drawn_small_and_parted_by_family() -> None:
 def test_families_must_fit_the_classes() -> None:
     with pytest.raises(ValueError, match="families must be 2, one for each class, got 1"):
         confusion_figure(np.zeros((2, 2), int), ["a", "b"], families=["a"])
+
+
+def test_the_frame_of_the_white_box_is_seen_on_any_colour():
+    figure = transfer_figure([[1.0, 0.2], [0.9, 0.1]], ["a", "b"], ["a", "b"])
+    dark, light = (patch.get_edgecolor()[:3] for patch in figure.axes[0].patches)
+    assert min(dark) == 1.0
+    assert max(light) < 0.25
+
+
+def test_a_title_in_two_lines_does_not_widen_a_grid():
+    rows = [("a", [Panel(np.zeros((4, 4)), scale="s")])]
+    one = panel_grid(rows, title="x" * 60, scales={"s": Scale("s", "viridis")})
+    two = panel_grid(rows, title="\n".join(["x" * 30] * 2), scales={"s": Scale("s", "viridis")})
+    assert two.get_figwidth() < one.get_figwidth()

@@ -185,8 +185,9 @@ def _inner(owner: str, field: str, length: float, side: int) -> int:
 
 
 def _parity(length: float, side: int) -> int:
-    """The whole number nearest to ``length`` that leaves both margins of ``side`` equal."""
-    return side - 2 * round((side - length) / 2)
+    """The whole number nearest to ``length`` that leaves both margins of ``side`` equal, or 0."""
+    # no pixel has no parity
+    return max(side - 2 * round((side - length) / 2), 0) if length > 0 else 0
 
 
 def _centred(side: int, length: int, device: torch.device) -> Tensor:

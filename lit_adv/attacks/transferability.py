@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from lit_adv.attacks.attack import Attack, Problem, _check_shapes, _untouched, mix_seeds
+from lit_adv.attacks.attack import Attack, Problem, _bad_input, _check_shapes, _explain, _untouched, mix_seeds
 from lit_adv.attacks.gradient import ILLC, SteepestDescent
 from lit_adv.attacks.metering import Meter, Spent
 from lit_adv.attacks.randomness import Draws, mix, row_seeds
@@ -65,7 +65,8 @@ def transfer(
     asked, and the first iterate that it no longer gives the label for is the one that transfers. The source's own
     answer stops nothing. One path of iterates serves all victims; a source that is also a victim (the same object) is
     not asked twice; an image leaves once all its victims are fooled. S backward and at most S x T forward passes an
-    iteration and image, and at most T for the clean image; a random start costs S more. Attacks that are no plain steps
+    iteration and image, and at most T for the clean image; a source that is no victim costs one forward pass more, the
+    one of its gradient, and a random start costs S more. Attacks that are no plain steps
     down a gradient (Carlini-Wagner, DeepFool, Square, ...) have every image that they look at tested, in their order,
     and an image leaves them only with the last of its batch; their restarts and searches go on meanwhile.
 
@@ -85,8 +86,8 @@ def transfer(
         keep_images: Also return the images that transfer.
 
     Raises:
-        ValueError: No source or victim, one without an attack, an unknown procedure, targets that are labels, or what
-            the attack call raises it for.
+        ValueError: No source or victim, one without an attack, an unknown procedure, targets that are labels, labels
+            that a source or victim does not know, or what the attack call raises it for.
     """
     attacks = _attacks(attack, sources)
     if not victims:
@@ -96,6 +97,10 @@ def transfer(
     _check_shapes("transfer", images, labels, targets)
     labels = labels.to(images.device)
     targets = None if targets is None else targets.to(images.device)
+    given = labels if targets is None else torch.cat([labels, targets])
+    # here, since images that no model classifies rightly never come to an attack
+    if bool(_bad_input(images, given)):
+        raise ValueError(f"transfer: {_explain(images, given)}")
     if targets is not None and bool((targets == labels).any()):
         row = int((targets == labels).nonzero()[0])
         raise ValueError(f"transfer: targets must differ from labels, got {int(labels[row])} for image {row} in both")
@@ -186,6 +191,8 @@ class _Book:
         """Whether a model gives the label for the clean images; one that gives no number does not."""
         self.passes[0] += 1
         answer = Oracle(model)._answer(self.x)
+        if answer.ndim == 2 and bool((self.labels >= answer.shape[1]).any()):
+            raise ValueError(f"transfer: {_explain(self.x, self.labels, answer.shape[1])}")
         return _right(answer, self.labels)
 
     def test(self, source: int, victim: int, x: Tensor, rows: Tensor, iterations: Tensor, answer: Any = None) -> None:

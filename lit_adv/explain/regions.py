@@ -6,6 +6,7 @@ pixels that may be blocked because the attack changes them and the classifier do
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -129,7 +130,10 @@ def gradient_map(
             field = "labels" if targets is None else "targets"
             raise ValueError(f"{owner}: {field} must be in [0, {logits.shape[1]}), got {goal.tolist()}")
         total = loss(logits, goal.clone(), targets is not None).sum()
-        (gradient,) = torch.autograd.grad(total, x, allow_unused=True, materialize_grads=True)
+        # a model that does not look at its input has no graph
+        gradient = torch.zeros_like(x)
+        if total.requires_grad:
+            (gradient,) = torch.autograd.grad(total, x, allow_unused=True, materialize_grads=True)
     return _over_largest(gradient.nan_to_num(0.0).norm(dim=1), relative)
 
 
@@ -155,6 +159,7 @@ def region_of_importance(
     Returns:
         ``(B, H, W)`` bool.
     """
+    _check_threshold("region_of_importance", "delta", delta)
     return importance_map(model, images, classes, cam=cam, layer=layer) >= delta
 
 
@@ -170,6 +175,7 @@ def region_of_attack(images: Tensor, adversarial: Tensor, delta: float = 0.5, *,
     Returns:
         ``(B, H, W)`` bool.
     """
+    _check_threshold("region_of_attack", "delta", delta)
     return perturbation_map(images, adversarial, relative=relative) >= delta
 
 
@@ -218,6 +224,7 @@ def blob_of_masks(importance: Tensor, attack: Tensor, theta: float = 0.5) -> Ten
         ValueError: There is no mask, they are not bool, or of different shapes.
     """
     _check_masks("blob_of_masks", importance, attack)
+    _check_threshold("blob_of_masks", "theta", theta)
     return representative(~importance & attack) >= theta
 
 
@@ -231,7 +238,21 @@ def blob_of_representatives(importance: Tensor, attack: Tensor, theta: float = 0
 
     Returns:
         ``(H, W)`` bool.
+
+    Raises:
+        ValueError: They are no shares, or of different shapes, or theta is not finite.
     """
+    owner = "blob_of_representatives"
+    for field, share in (("importance", importance), ("attack", attack)):
+        if not isinstance(share, Tensor) or share.ndim != 2 or not share.is_floating_point():
+            got = f"{share.dtype} of shape {tuple(share.shape)}" if isinstance(share, Tensor) else type(share).__name__
+            raise ValueError(f"{owner}: {field} must be shares (H, W), as `representative` gives them, got {got}")
+    if importance.shape != attack.shape:
+        raise ValueError(
+            f"{owner}: attack must have the shape of importance, got {tuple(attack.shape)} and "
+            f"{tuple(importance.shape)} (representatives of the same images)"
+        )
+    _check_threshold(owner, "theta", theta)
     return (attack >= theta) & (importance < theta)
 
 
@@ -307,3 +328,9 @@ def _check_stack(owner: str, masks: Tensor) -> None:
     if not isinstance(masks, Tensor) or masks.dtype != torch.bool or masks.ndim != 3 or not len(masks):
         got = f"{masks.dtype} of shape {tuple(masks.shape)}" if isinstance(masks, Tensor) else type(masks).__name__
         raise ValueError(f"{owner}: masks must be bool of shape (N, H, W) with N at least 1, got {got}")
+
+
+def _check_threshold(owner: str, field: str, threshold: float) -> None:
+    # nothing is at least NaN: the region would be empty without a word
+    if not isinstance(threshold, int | float) or not math.isfinite(threshold):
+        raise ValueError(f"{owner}: {field} must be a finite number, got {threshold!r} (0.5 is in the middle)")

@@ -83,9 +83,13 @@ def neutralize(images: Tensor, blob: Tensor, value: float = 0.0) -> Tensor:
         The same shape and dtype.
 
     Raises:
-        ValueError: The blob is no mask of these images, or the value is out of range.
+        ValueError: The images are not floating-point, the blob is no mask of them, or the value is out of range.
     """
     _check("neutralize", blob, value)
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        # 8 bits know of no value between 0 and 1
+        got = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"neutralize: images must be floating-point in [0, 1], got {got} (images.float() / 255)")
     return _blocked("neutralize", images, blob, images.new_tensor(value))
 
 

@@ -95,7 +95,9 @@ def panel_grid(
     foot = 0.7 if used else 0.1
     pitch_x, pitch_y = panel + gap, panel * ratio + gap + caption
     # room for the title, which a narrow grid would cut off
-    width = max(left + across * pitch_x + 0.15, 0.3 + 0.105 * len(title or ""), left + 2.6 * len(used))
+    width = max(
+        left + across * pitch_x + 0.15, 0.3 + 0.105 * max(map(len, (title or "").split("\n"))), left + 2.6 * len(used)
+    )
     height = head + len(rows) * pitch_y + foot
     figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
     FigureCanvasAgg(figure)

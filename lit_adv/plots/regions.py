@@ -145,7 +145,8 @@ def neutralization_figure(
     """Accuracies with their intervals, a panel a row.
 
     Args:
-        rows: By name and score ``accuracy``, ``low`` and ``high`` in [0, 1]; None leaves a score out.
+        rows: By name, in one line or several, and score ``accuracy``, ``low`` and ``high`` in [0, 1]; None leaves a
+            score out.
         scores: Name to words of the scores shown, from top to bottom.
         title: Line above.
 
@@ -154,7 +155,8 @@ def neutralization_figure(
     """
     across = min(3, len(rows))
     down = -(-len(rows) // across)
-    size = (1.6 + 2.7 * across, 0.9 + down * (0.55 + 0.23 * len(scores)))
+    lines = max(len(name.split("\n")) for name in rows)
+    size = (1.6 + 2.7 * across, 0.9 + down * (0.4 + 0.15 * lines + 0.23 * len(scores)))
     figure = Figure(figsize=size, dpi=150, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)

@@ -59,7 +59,7 @@ def transfer_figure(
         style: dict[str, Any] = {"ha": "center", "va": "center", "color": colour, "fontsize": 7.5 if small else 11}
         axes.text(column, row, words, **style)
         if sources[row] == victims[column]:
-            box: dict[str, Any] = {"fill": False, "edgecolor": "#1f2933", "linewidth": 1.2, "zorder": 4}
+            box: dict[str, Any] = {"fill": False, "edgecolor": colour, "linewidth": 1.2, "zorder": 4}
             axes.add_patch(Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, **box))
     axes.set_xticks(range(len(victims)), victims, parse_math=False)
     axes.set_yticks(range(len(sources)), sources, parse_math=False)

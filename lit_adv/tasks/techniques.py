@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import BaseEstimator, clone, is_classifier
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.svm import SVC, NuSVC
 from torch import Tensor, nn
 
 from lit_adv.attacks.substitute import _Training
@@ -82,7 +83,7 @@ class EstimatorTechnique(Technique):
     estimator: BaseEstimator
 
     def __post_init__(self) -> None:
-        if not all(hasattr(self.estimator, name) for name in ("fit", "predict", "get_params")):
+        if not isinstance(self.estimator, BaseEstimator) or not is_classifier(self.estimator):
             got = type(self.estimator).__name__
             raise ValueError(f"EstimatorTechnique: estimator must be a scikit-learn classifier, got {got}")
 
@@ -101,9 +102,10 @@ class EstimatorClassifier(nn.Module):
 
     A linear classifier (one with ``coef_``) is computed in torch, and its gradient is exact. Nearest neighbours score a
     class by ``log sum_i exp(-||x - x_i||^2)`` over its training images, the soft vote of Papernot et al. 2016
-    (arXiv:1605.07277, section 3.2), whose gradient an attack can follow; the class that the estimator predicts is
-    raised to the top where the soft vote is for another. The scores of all others are log-probabilities, or 0 and 1
-    where there are none, and without a gradient.
+    (arXiv:1605.07277, section 3.2), whose gradient an attack can follow. The scores of all others are
+    log-probabilities, or 0 and 1 where there are none, and without a gradient. Where the largest of these scores is not
+    of the class that the estimator predicts (a soft vote, Platt's probabilities of an SVM), that class is raised to the
+    top.
 
     Args:
         estimator: Fitted to flat images with labels from 0.
@@ -126,9 +128,11 @@ class EstimatorClassifier(nn.Module):
         self.register_buffer("known", torch.from_numpy(classes.astype(np.int64)))
         self.kind = "answers"
         coefficients = getattr(estimator, "coef_", None)
-        # one row a class, or one in all for two; a kernel machine has one for each pair
-        if isinstance(coefficients, np.ndarray) and len(coefficients) == (1 if len(classes) == 2 else len(classes)):
-            weight, bias = torch.from_numpy(coefficients), torch.from_numpy(np.atleast_1d(estimator.intercept_))
+        # one row a class, or one in all for two; a kernel machine has one for each pair, which are three for three
+        pairwise = isinstance(estimator, SVC | NuSVC) and len(classes) > 2
+        rows = 1 if len(classes) == 2 else len(classes)
+        if isinstance(coefficients, np.ndarray) and len(coefficients) == rows and not pairwise:
+            weight, bias = torch.tensor(coefficients), torch.tensor(np.atleast_1d(estimator.intercept_))
             if len(weight) == 1:
                 weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
             self.kind = "linear"
@@ -146,31 +150,35 @@ class EstimatorClassifier(nn.Module):
         if self.kind == "linear":
             scores = flat @ self.weight.T + self.bias
         elif self.kind == "neighbours":
-            scores = self._soft_vote(flat)
+            scores = self._raised(self._soft_vote(flat), flat, images.dtype)
         elif images.requires_grad:
             raise ValueError(
                 f"EstimatorClassifier: {type(self.estimator).__name__} gives no gradient to attack it by (use an attack"
                 " that only looks at answers, such as Square, or let it be a victim alone)"
             )
         else:
-            scores = self._answers(flat)
+            scores = self._raised(self._answers(flat), flat, images.dtype)
         lowest = scores.detach().amin(1, keepdim=True) - 1
         return lowest.expand(-1, self.num_classes).index_copy(1, self.known, scores).to(images.dtype)
 
     def _soft_vote(self, flat: Tensor) -> Tensor:
         distances = (flat.square().sum(1)[:, None] - 2 * flat @ self.weight.T + self.weight.square().sum(1)).neg()
         columns = [distances[:, self.bias == place].logsumexp(1) for place in range(len(self.known))]
-        votes = torch.stack(columns, 1)
-        predicted = self._predicted(flat)
-        top = votes.detach().amax(1) - votes.detach().gather(1, predicted[:, None])[:, 0]
-        lift = torch.where(votes.detach().argmax(1) == predicted, 0.0, top + 1e-3)
-        return votes + torch.zeros_like(votes).scatter(1, predicted[:, None], lift[:, None])
+        return torch.stack(columns, 1)
 
     def _answers(self, flat: Tensor) -> Tensor:
         if hasattr(self.estimator, "predict_proba"):
             found = self.estimator.predict_proba(flat.detach().cpu().numpy())
-            return torch.from_numpy(found).to(flat.device).clamp(min=1e-12).log()
+            return torch.from_numpy(found).to(flat).clamp(min=1e-12).log()
         return nn.functional.one_hot(self._predicted(flat), len(self.known)).double()
+
+    def _raised(self, scores: Tensor, flat: Tensor, dtype: torch.dtype) -> Tensor:
+        """The scores with the predicted class on top, also after rounding to ``dtype``."""
+        predicted, known = self._predicted(flat), scores.detach()
+        top, own = known.amax(1), known.gather(1, predicted[:, None])[:, 0]
+        margin = max(1e-3, 2 * torch.finfo(dtype).eps) * top.abs().clamp(min=1)
+        lift = torch.where(known.to(dtype).argmax(1) == predicted, 0.0, top - own + margin)
+        return scores + torch.zeros_like(scores).scatter(1, predicted[:, None], lift[:, None])
 
     def _predicted(self, flat: Tensor) -> Tensor:
         """Places of the predicted classes among those known, ``(B,)``."""
@@ -185,6 +193,11 @@ def disjoint_subsets(labels: Tensor, count: int, seed: int = 0) -> list[Tensor]:
         labels: ``(N,)`` int64.
         count: How many subsets.
         seed: Of the draw.
+
+    Raises:
+        ValueError: There are not as many images.
     """
+    if not 1 <= count <= len(labels):
+        raise ValueError(f"disjoint_subsets: count must be in [1, {len(labels)}], the number of images, got {count}")
     # pieces in one: every so many-th image could always be of the same class, as the order goes through them in turn
     return list(stratified_order(labels, seed).tensor_split(count))

@@ -217,3 +217,13 @@ def test_fingerprints_of_regions():
     assert len({region.fingerprint() for region in regions}) == len(regions)
     assert Center(3).fingerprint() == Center(3).fingerprint()
     assert Mask(torch.eye(4)).fingerprint() == Mask(torch.eye(4).t()).fingerprint()
+
+
+@pytest.mark.parametrize("side", range(1, 12))
+def test_shares_of_nothing_and_of_everything(side):
+    images = torch.zeros(1, 3, side, side)
+    assert Center(0.0)(images).sum() == Frame(0.0)(images).sum() == 0
+    assert Center(1.0)(images).sum() == Frame(1.0)(images).sum() == side**2
+    for percent in range(101):
+        both = Center(percent / 100)(images) + Frame(1 - percent / 100)(images)
+        assert torch.equal(both, torch.ones_like(both))

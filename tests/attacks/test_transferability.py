@@ -230,6 +230,10 @@ def test_passes_where_nothing_is_ever_fooled(models, images, labels, steps):
     assert int(found.forwards.sum()) == forwards
     assert int(found.backwards.sum()) == backwards
     assert found.forwards.tolist() == [6 * steps + 3] * count
+    # a source that is no victim has a forward pass for its gradient alone, the first of which is the clean image's
+    apart = transfer(attack, {"a": sources["a"]}, counted(models, "b", "c"), x, y)
+    assert apart.forwards.tolist() == [(1 + 2) * steps + 2] * count
+    assert apart.backwards.tolist() == [steps] * count
 
 
 def test_finished_images_leave(models, images, labels):
@@ -439,7 +443,7 @@ def test_an_images_result_does_not_depend_on_its_batch(models, images, labels):
         ({"procedure": "both"}, "procedure must be one of until_fooled, attack_then_test, got 'both'"),
         ({"labels": torch.zeros(3).long()}, r"transfer: labels must be an int64 tensor of shape \(10,\)"),
         ({"images": torch.zeros(10, 8, 8)}, "transfer: images must be a floating-point tensor"),
-        ({"images": torch.full((10, 3, 8, 8), 2.0).double()}, r"PGD: images must be in \[0, 1\]"),
+        ({"images": torch.full((10, 3, 8, 8), 2.0).double()}, r"transfer: images must be in \[0, 1\]"),
         ({"labels": torch.full((10,), 3)}, "PGD: labels and targets must be classes 0 to 2 of the model"),
     ],
 )
@@ -454,3 +458,25 @@ def test_a_target_that_is_the_label_is_refused(models, images, labels):
     targets[4] = labels[4]
     with pytest.raises(ValueError, match=rf"targets must differ from labels, got {int(labels[4])} for image 4 in both"):
         transfer(CARD, models, models, images, labels, targets=targets)
+
+
+@pytest.mark.parametrize("procedure", ["until_fooled", "attack_then_test"])
+@pytest.mark.parametrize("attack", [PGD(eps=0.1, steps=2), Square(eps=0.1, queries=4)])
+def test_bad_images_and_labels_are_refused_where_no_attack_would_see_them(models, images, labels, procedure, attack):
+    def run(x, y):
+        some = {"a": models["a"]}
+        return transfer(attack, some, some, x, y, seed=0, procedure=procedure)
+
+    # none of these is an image that the model is right about
+    dark, unknown = images.clone(), images.clone()
+    wrong = (models["a"](images).argmax(1) + 1) % 3
+    dark[2] = -0.5
+    unknown[1] = torch.nan
+    for x, y, message in (
+        (dark, wrong, r"images must be in \[0, 1\], got values from -0.5 .*"),
+        (unknown, wrong, "images must be finite, image 1 of the batch"),
+        (images, wrong + 3, "classes 0 to 2 of the model, got [34] to 5"),
+        (images, wrong - 7, "must be classes .* of the model, got -"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(x, y)

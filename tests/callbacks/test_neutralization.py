@@ -11,11 +11,12 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from lit_adv.callbacks import Neutralization
-from lit_adv.callbacks.clean_batches import training_batches
+from lit_adv.callbacks.clean_batches import TrainingBatches
+from lit_adv.callbacks.neutralization import _file_names, _graded
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lit_adv.attacks import BIM, FGSM, PGD
+from lit_adv.attacks import BIM, FGSM, PGD, RandFGSM
 from lit_adv.data import AdversarialDataModule, Digits
 from lit_adv.explain import blob_of_masks, grad_cam, representative
 from lit_adv.metrics import ssim, wilson_interval
@@ -230,11 +231,70 @@ def test_training_images_are_not_augmented(trainer) -> None:
     data = Digits(train_limit=40, validation=10, augment=True, eval_batch_size=16)
     run = trainer()
     run.datamodule = data
-    found = torch.cat([part for part, _ in training_batches("Test", run, "")])
+    found = torch.cat([part for part, _ in TrainingBatches("Test", run, "")])
     plain = Digits(train_limit=40, validation=10)
     plain.setup("fit")
     assert torch.equal(found, plain.train_dataset.batch(range(40))[0])
     assert not torch.equal(found, data.train_dataset.batch(range(40), epoch=0)[0])
+
+
+def test_a_module_is_set_up_once_and_its_only_batch_shared(trainer, monkeypatch) -> None:
+    """One that splits anew at each setup, as many do, must give the same images in every pass over them."""
+
+    class Splitting(Source):
+        setups = 0
+
+        def setup(self, stage):
+            self.setups += stage == "fit"
+
+        def train_dataloader(self):
+            return DataLoader(images(7, self.setups), batch_size=5)
+
+    data, run = Splitting(), trainer()
+    run.datamodule = data
+    whole = TrainingBatches("Test", run, "")
+    assert torch.equal(whole.whole()[0], images(7, 1).tensors[0])
+    seen = []
+    for rank in range(3):
+        monkeypatch.setattr("lit_adv.callbacks.clean_batches.rank_and_world", lambda rank=rank: (rank, 3))
+        batches = list(whole)
+        assert [len(part) for part, _ in batches] == [[2, 1], [2, 0], [1, 1]][rank]
+        seen.append(torch.cat([part for part, _ in batches]))
+    assert data.setups == 1
+    expected = images(7, 1).tensors[0]
+    for rank, part in enumerate(seen):
+        assert torch.equal(part, expected[rank::3])
+
+
+def test_the_paper_s_regions_are_of_the_images_tested(tmp_path: Path, trainer) -> None:
+    class Short(Source):
+        def test_dataloader(self):
+            return DataLoader(torch.utils.data.Subset(images(23, 2), range(12)), batch_size=4)
+
+    blobs = []
+    for data, limit in ((Source(), 3), (Short(), None), (Source(), None)):
+        callback = Neutralization(ATTACK, [(0, 1)], protocol="paper", examples=0, adaptive_attack=ATTACK)
+        trainer(callback, limit_test_batches=limit).test(Task(), data)
+        blobs.append(callback.choices[0, 1]["given"].blob)
+    assert torch.equal(blobs[0], blobs[1])
+    assert not torch.equal(blobs[0], blobs[2])
+
+
+def test_names_of_classes_that_look_alike_stay_apart() -> None:
+    assert _file_names(["cat", "T-shirt/top", "a b", "a/b", "+", "é"]) == [
+        "cat",
+        "T_shirt_top",
+        "a_b_2",
+        "a_b_3",
+        "4",
+        "é",
+    ]
+
+
+@pytest.mark.parametrize("attack", [FGSM(eps=0.2), RandFGSM(eps=0.2, alpha=0.1)])
+def test_a_sign_step_is_graded_by_ten(attack) -> None:
+    assert _graded(attack) == BIM(eps=0.2, step_size=0.02, steps=10)
+    assert _graded(PGD(eps=0.2)) == PGD(eps=0.2)
 
 
 def test_gradient_maps_and_all_classes(tmp_path: Path, trainer) -> None:
@@ -276,6 +336,9 @@ def test_data_that_does_not_fit_is_refused_before_any_attack(trainer) -> None:
         ({"keep": "none"}, "Neutralization: keep must be one of source, both, got 'none'"),
         ({"map_attack": "cam"}, "map_attack must be an Attack, gradient or None, got 'cam'"),
         ({"grid": []}, "grid must hold at least one value"),
+        ({"grid": [0.5, float("nan")]}, "Neutralization: grid must be finite, got nan"),
+        ({"delta1": float("nan")}, "Neutralization: delta1 must be finite, got nan"),
+        ({"theta": float("inf")}, "Neutralization: theta must be finite, got inf"),
         ({"confidence": 1}, r"confidence must be in \(0, 1\), got 1"),
     ],
 )

@@ -15,11 +15,12 @@ from lit_adv.callbacks import Transferability
 from lit_adv.callbacks.transfer_tables import by_technique, transfer_rows, transfer_tables
 from rich.console import Console
 from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.tree import DecisionTreeClassifier
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_adv.attacks import FGSM, PGD, Center, Frame, RandomPixels, Square, random_targets, transfer
-from lit_adv.data import Digits
+from lit_adv.data import AdversarialDataModule, Digits
 from lit_adv.metrics import TransferMatrix
 from lit_adv.models import Classifier
 from lit_adv.tasks import EstimatorTechnique, NetworkTechnique
@@ -133,6 +134,7 @@ def test_tables_fit_a_terminal(trainer) -> None:
     for words in ("region frame", "tested > other", "still", "What transfers to another model: mean (std)"):
         assert words in text
     assert text.count("…") == 0
+    assert text.count("of the images that both classify rightly") == 3
 
 
 def test_limits_sources_and_victims(tmp_path: Path, trainer) -> None:
@@ -227,8 +229,52 @@ def test_bad_arguments_are_named(change, message) -> None:
 
 def test_techniques_need_training_images(trainer) -> None:
     run = callback(techniques={"tree": EstimatorTechnique(estimator=DecisionTreeClassifier())})
-    with pytest.raises(ValueError, match="techniques need a data module with training images"):
+    with pytest.raises(ValueError, match="Transferability: the data must be a data module with training images"):
         trainer(run).test(Task(), DataLoader(images(), batch_size=4))
+    data = AdversarialDataModule(Digits(test_limit=9), {"v": Classifier("small_cnn", 10, 16, 1)}, {"fgsm": FGSM()})
+    with pytest.raises(ValueError, match=r"got an AdversarialDataModule \(give its source"):
+        trainer(run).test(Task(), data)
+
+
+def test_techniques_learn_the_images_of_any_data_module(trainer) -> None:
+    class Plain(pl.LightningDataModule):
+        num_classes = 3
+
+        def train_dataloader(self):
+            return DataLoader(images(), batch_size=4)
+
+        def test_dataloader(self):
+            return DataLoader(images(), batch_size=4)
+
+    run = callback(
+        techniques={"nearest": EstimatorTechnique(estimator=KNeighborsClassifier(1))}, classifiers={}, regions={}
+    )
+    trainer(run).test(Task(), Plain())
+    # its training images are those of the test: it is right about all of them, as are the labels of the task's nine
+    assert run.results["none"]["attempted"] == [[11, 11], [11, 11]]
+
+
+class Never(NetworkTechnique):
+    """Training that would take long."""
+
+    def fit(self, images, labels, num_classes, seed=0):
+        raise AssertionError("trained")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"regions": {"centre": Center(30)}}, "Center: size must be at most the image's 8 pixels, got 30"),
+        ({"subsets": 31}, "Transferability: subsets must be at most 30, the number of training images, got 31"),
+        ({"attacks": {}}, "attacks must give tree an attack that it can take: .* DecisionTreeClassifier gives no grad"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_trained(trainer, change, message) -> None:
+    tree = EstimatorTechnique(estimator=DecisionTreeClassifier())
+    given = {"techniques": {"network": Never(), "tree": tree}, "attacks": {"tree": Square(eps=0.2, queries=5)}}
+    run = Transferability(**{"attack": PGD(eps=0.1, steps=2), **given, "tested": None, **change})
+    with pytest.raises(ValueError, match=message):
+        trainer(run).test(Task(), Digits(image_size=8, test_limit=20, train_limit=30))
 
 
 @pytest.mark.slow

@@ -191,3 +191,28 @@ def test_bad_input_is_named() -> None:
         blob_of_masks(masks()[0], masks()[1][:3])
     with pytest.raises(ValueError, match=r"representative: masks must be bool of shape \(N, H, W\) with N at least 1"):
         representative(masks()[0][:0])
+    with pytest.raises(ValueError, match=r"blob_of_representatives: attack must have the shape of importance"):
+        blob_of_representatives(torch.rand(3, 3), torch.rand(3, 4))
+    with pytest.raises(ValueError, match=r"blob_of_representatives: importance must be shares \(H, W\), .* torch.bool"):
+        blob_of_representatives(masks()[0][0], masks()[1][0])
+
+
+def test_a_threshold_that_is_no_number_is_refused() -> None:
+    x, nan = images(), float("nan")
+    roi, roa = masks()
+    for name, call in {
+        "region_of_importance: delta": lambda: region_of_importance(network(), x, torch.zeros(5).long(), nan),
+        "region_of_attack: delta": lambda: region_of_attack(x, x, nan),
+        "blob_of_masks: theta": lambda: blob_of_masks(roi, roa, nan),
+        "blob_of_representatives: theta": lambda: blob_of_representatives(torch.rand(3, 3), torch.rand(3, 3), nan),
+    }.items():
+        with pytest.raises(ValueError, match=f"{name} must be a finite number, got nan"):
+            call()
+
+
+def test_a_model_that_does_not_look_has_no_gradient() -> None:
+    class Blind(nn.Module):
+        def forward(self, x):
+            return x.new_zeros(len(x), 3)
+
+    assert not gradient_map(Blind(), images(), torch.zeros(5).long()).any()

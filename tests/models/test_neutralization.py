@@ -129,3 +129,5 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
         NeutralizationDefense(nn.Sequential(nn.Flatten()), blob()).save(tmp_path / "d.safetensors")
     with pytest.raises(ValueError, match=r"save_classifier: path must end in .safetensors"):
         NeutralizationDefense(network(), blob()).save(tmp_path / "d.pt")
+    with pytest.raises(ValueError, match=r"neutralize: images must be floating-point in \[0, 1\], got torch.uint8"):
+        neutralize(torch.zeros(2, 3, 16, 16, dtype=torch.uint8), blob(), 0.5)

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC, LinearSVC
 from sklearn.tree import DecisionTreeClassifier
@@ -16,6 +17,8 @@ ESTIMATORS = {
     "logistic": LogisticRegression(max_iter=200),
     "svm": LinearSVC(),
     "kernel": SVC(),
+    "linear kernel": SVC(kernel="linear"),
+    "platt": SVC(probability=True),
     "tree": DecisionTreeClassifier(),
     "knn": KNeighborsClassifier(3),
 }
@@ -29,7 +32,8 @@ def digits():
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
-@pytest.mark.parametrize("classes", [10, 2])
+@pytest.mark.filterwarnings("ignore:The `probability` parameter:FutureWarning")
+@pytest.mark.parametrize("classes", [10, 3, 2])
 def test_the_largest_score_is_the_estimators_prediction(digits, name, classes):
     x, y = digits
     rows = y < classes
@@ -50,6 +54,16 @@ def test_the_largest_score_is_the_estimators_prediction(digits, name, classes):
     again = technique.fit(x[:100], y[:100], classes + 1, seed=0)
     with torch.no_grad():
         assert torch.equal(again(noisy), scores)
+
+
+def test_the_prediction_stays_on_top_where_scores_are_large():
+    # distances of 1e5, of which float32 knows no thousandth
+    x = torch.rand(30, 1, 1, 64, generator=torch.Generator().manual_seed(0)) * 100
+    y = torch.arange(30) % 3
+    model = EstimatorTechnique(estimator=KNeighborsClassifier(9)).fit(x, y, 3)
+    others = torch.rand(200, 1, 1, 64, generator=torch.Generator().manual_seed(1)) * 100
+    expected = model.estimator.predict(others.flatten(1).double().numpy())
+    assert model(others).argmax(1).tolist() == expected.tolist()
 
 
 def test_scores_of_linear_classifiers(digits):
@@ -116,6 +130,12 @@ def test_subsets_are_disjoint_and_alike(digits):
 def test_bad_arguments_are_named(digits):
     with pytest.raises(ValueError, match="estimator must be a scikit-learn classifier, got int"):
         EstimatorTechnique(estimator=3)
+    for other in (LinearRegression(), KMeans()):
+        with pytest.raises(ValueError, match=f"must be a scikit-learn classifier, got {type(other).__name__}"):
+            EstimatorTechnique(estimator=other)
+    for count in (0, 4):
+        with pytest.raises(ValueError, match=rf"count must be in \[1, 3\], the number of images, got {count}"):
+            disjoint_subsets(torch.arange(3), count)
     for change, message in (
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"batch_size": 1}, "batch_size must be at least 2"),
