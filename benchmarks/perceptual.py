@@ -187,7 +187,8 @@ def show(figures: Sequence[Figure]) -> None:
 
 
 def write(figures: Sequence[Figure], path: Path) -> None:
-    """All figures as CSV."""
+    """All figures as CSV, in a folder that is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["figure", "value", "unit", "wanted", "kept"])

@@ -19,7 +19,12 @@ def results():
         )
         found.append(
             {
-                **{"source": source, "target": target, "chosen": chosen, "area": 1.0, "images": 9, "target_images": 9},
+                "source": source,
+                "target": target,
+                "chosen": chosen,
+                "area": 1.0,
+                "images": 9,
+                "target_images": 9,
                 **dict.fromkeys(("delta1", "delta2", "theta", "ssim_samples", "ssim_representatives"), 0.5),
                 "scores": dict.fromkeys(Neutralization.SCORES, score),
             }
@@ -37,7 +42,8 @@ def test_long_names_of_classes_stay_whole_and_columns_stay_aligned() -> None:
     heading = next(line for line in lines if line.startswith("chosen"))
     rows = [line for line in lines if line.startswith(("  given", "  pair"))]
     assert [row.split() for row in rows] == [
-        [chosen, "100.0", *[value] * 8] for chosen, value in zip(["given", "pair"] * 2, ["0.0", "10.0", "20.0", "–"])
+        [chosen, "100.0", *[value] * 8]
+        for chosen, value in zip(["given", "pair"] * 2, ["0.0", "10.0", "20.0", "–"], strict=False)
     ]
     # numbers end where their headings do
     for word in ("clean", "m-adv", "target"):
