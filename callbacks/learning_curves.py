@@ -72,7 +72,7 @@ class LearningCurves(pl.Callback):
         own = {metric: (list(found), list(found.values())) for metric, found in self.own.items()}
         found = {}
         for metric in self.metrics:
-            lines = {name: curves[metric] for name, curves in {**self.others, self.name: own}.items()}
+            lines = {name: curves[metric] for name, curves in {self.name: own, **self.others}.items()}
             lines = {name: line for name, line in lines.items() if line[0]}
             if lines:
                 found[metric] = lines

@@ -181,7 +181,7 @@ class ParsevalWideResNet(WideResNet):
 
     def lipschitz(self, norm: LipschitzNorm) -> float:
         """The product over all layers, see `lipschitz_bound`."""
-        return abs(float(self.scale)) * super().lipschitz(norm)
+        return abs(float(self.scale.detach())) * super().lipschitz(norm)
 
     def _conv(self, in_channels: int, channels: int, side: int, stride: int) -> nn.Conv2d:
         assert self.constraint is not None
@@ -221,7 +221,7 @@ class _Block(nn.Module):
         first = lipschitz_bound(self.norm1, norm)
         branch = first * math.prod(lipschitz_bound(part, norm) for part in (self.conv1, self.norm2, self.conv2))
         shortcut = 1.0 if self.shortcut is None else first * lipschitz_bound(self.shortcut, norm)
-        a, b = self.sum.coefficients.abs().tolist() if isinstance(self.sum, ConvexSum) else (1.0, 1.0)
+        a, b = self.sum.coefficients.detach().abs().tolist() if isinstance(self.sum, ConvexSum) else (1.0, 1.0)
         return float(a * shortcut + b * branch)
 
 

@@ -53,7 +53,7 @@ def singular_value_figure(
     borders = _borders(epochs)
     for place, (axes, (name, share)) in enumerate(zip(panels, shares.items(), strict=True)):
         colours: dict[str, Any] = {"cmap": "magma_r", "vmin": 0, "vmax": 1}
-        picture = axes.pcolormesh(borders, edges, np.sqrt(share).T, rasterized=True, **colours)
+        picture = axes.pcolormesh(borders, edges, np.sqrt(np.ma.masked_equal(share, 0)).T, rasterized=True, **colours)
         axes.axhline(1, color="#0072b2", linewidth=0.8, linestyle=(0, (3, 3)))
         axes.set_ylim(0, top)
         axes.set_title(name, fontsize=8.5, color=DARK, parse_math=False)
