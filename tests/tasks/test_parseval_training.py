@@ -136,14 +136,16 @@ def test_a_step_that_mixed_precision_skips_changes_nothing():
         layer.weight *= 0.8
     module = pl.LightningModule()
     module.layer = layer
-    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, fused=True)
     trainer = type("Trainer", (), {"optimizers": [optimizer]})()
     callback = ParsevalRetraction(beta=0.2)
     callback.on_train_start(trainer, module)
     before = layer.weight.detach().clone()
-    optimizer.found_inf = torch.ones(1)
+    layer.weight.grad, layer.bias.grad = torch.ones(4, 6), torch.zeros(4)
+    optimizer.grad_scale, optimizer.found_inf = torch.ones(1), torch.ones(1)
     optimizer.step()
     assert torch.equal(layer.weight, before)
+    layer.weight.grad.zero_()
     optimizer.found_inf = torch.zeros(1)
     optimizer.step()
     expected = before.clone()
