@@ -88,6 +88,9 @@ class AccuracyUnderNoise(pl.Callback):
                 model = load_classifier(given) if isinstance(given, str) else given
                 self._models[name] = model.to(pl_module.device).eval()
         self._metric = NoiseAccuracy(self.names, list(self.kinds), self.decibels).to(pl_module.device)
+        # a process may get no image
+        nothing = torch.zeros(len(self.names), len(self.kinds), len(self.decibels), 0, device=pl_module.device)
+        self._metric.update(nothing[:, 0, 0].bool(), nothing.bool())
 
     def on_test_batch_end(
         self,

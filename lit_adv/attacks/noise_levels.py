@@ -33,8 +33,9 @@ def noise_at_snr(model: nn.Module, images: Tensor, labels: Tensor, decibels: Seq
     """
     if not len(decibels) or steps < 1:
         raise ValueError(f"noise_at_snr: decibels and steps must be at least one, got {list(decibels)} and {steps}")
-    x = images.detach().clone()
     with _untouched(model) as inner:
+        # copies made here: tensors of inference mode, in which Lightning tests, cannot enter autograd
+        x, labels = images.detach().clone(), labels.clone()
         direction = _direction(inner, x, labels)
         found = []
         for ratio in decibels:

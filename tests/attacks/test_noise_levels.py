@@ -59,7 +59,8 @@ def test_no_trace_and_no_gradient():
     model, (x, y) = network(), images()
     model.train()
     with torch.inference_mode():
-        noise_at_snr(model, x, y, [30.0], 2)
+        # made in there as well, as a trainer's batches are
+        noise_at_snr(model, x.clone(), y.clone(), [30.0], 2)
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
     with torch.no_grad():

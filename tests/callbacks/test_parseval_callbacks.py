@@ -140,6 +140,7 @@ def test_accuracy_under_noise_is_that_of_the_noise(tmp_path, trainer):
 
 def test_counts_and_no_images():
     metric = NoiseAccuracy(["a"], ["n"], [1, 2])
+    metric.update(torch.zeros(1, 0).bool(), torch.zeros(1, 1, 2, 0).bool())
     assert metric.compute()["classifiers"] == {"a": {"clean": None, "n": [None, None]}}
     metric.update(torch.tensor([[True, False]]), torch.tensor([[[[True, True], [False, False]]]]))
     metric.update(torch.tensor([[True]]), torch.tensor([[[[True], [False]]]]))
