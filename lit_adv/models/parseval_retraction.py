@@ -103,4 +103,7 @@ def _retract_(weights: list[Tensor], beta: float | Tensor, rows: float, generato
 
 def _step(matrices: Tensor, beta: float | Tensor) -> Tensor:
     # through the Gram matrix of the short side; W + beta (W - W W^T W)
+    if matrices.device.type == "cpu":
+        # where a batched product of few large matrices takes longer than one after the other, and no launch is saved
+        return torch.stack([each + beta * (each - each @ each.mT @ each) for each in matrices])
     return matrices + beta * (matrices - matrices @ matrices.mT @ matrices)
