@@ -1,29 +1,38 @@
 """Lightning callbacks of lit_adv, imported as ``lit_adv.callbacks``."""
 
+from lit_adv.tasks import ParsevalRetraction
+
+from .accuracy_under_noise import AccuracyUnderNoise
 from .confusion_matrix import ConfusionMatrix
 from .figures import log_figure
 from .identification import IdentificationWriter
 from .input_saliency import InputSaliency
+from .learning_curves import LearningCurves
 from .neutralization import Neutralization
 from .reconstruction_grid import ReconstructionGrid
 from .results_table import ResultsTable
 from .robustness_table import RobustnessTable
 from .run_progress import RunProgress
 from .saliency_profile import SaliencyProfile
+from .singular_values import SingularValues
 from .ssim_precision import SSIMPrecision
 from .transferability import Transferability
 
 __all__ = [
+    "AccuracyUnderNoise",
     "ConfusionMatrix",
     "IdentificationWriter",
     "InputSaliency",
+    "LearningCurves",
     "Neutralization",
+    "ParsevalRetraction",
     "RunProgress",
     "ReconstructionGrid",
     "ResultsTable",
     "RobustnessTable",
     "SSIMPrecision",
     "SaliencyProfile",
+    "SingularValues",
     "Transferability",
     "log_figure",
 ]

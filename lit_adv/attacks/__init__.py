@@ -15,6 +15,7 @@ from lit_adv.attacks.gradient import BIM, FGM, FGSM, FGVM, ILLC, MIFGSM, PGD, Ra
 from lit_adv.attacks.jsma import JSMA
 from lit_adv.attacks.lbfgs import LBFGS
 from lit_adv.attacks.noise import RandomNoise, SemiRandomNoise
+from lit_adv.attacks.noise_levels import noise_at_snr
 from lit_adv.attacks.onepixel import OnePixel
 from lit_adv.attacks.patch import AdversarialPatch, BoundedPatch, LaVAN
 from lit_adv.attacks.pgap import FPGAP, PGAP
@@ -81,6 +82,7 @@ __all__ = [
     "attack_family",
     "label_histogram",
     "linf_budget",
+    "noise_at_snr",
     "random_targets",
     "regions",
     "transfer",

@@ -6,6 +6,7 @@ from lit_adv.metrics.fooling import FoolingRate
 from lit_adv.metrics.hierarchy import HierarchicalRecognition
 from lit_adv.metrics.localization import LocalizationScores, localization_scores
 from lit_adv.metrics.neutralization import NeutralizationScore, wilson_interval
+from lit_adv.metrics.noise_accuracy import NoiseAccuracy
 from lit_adv.metrics.recognition import RecognitionAccuracy
 from lit_adv.metrics.reconstruction import ReconstructionAccuracy
 from lit_adv.metrics.robustness import RobustAccuracy
@@ -25,6 +26,7 @@ __all__ = [
     "MeanPSNR",
     "MeanSSIM",
     "NeutralizationScore",
+    "NoiseAccuracy",
     "RecognitionAccuracy",
     "ReconstructionAccuracy",
     "RobustAccuracy",

@@ -4,7 +4,11 @@ from lit_adv.models.attribution import Attribution, AttributionHeads
 from lit_adv.models.classifier import Classifier, classifier, load_classifier, save_classifier
 from lit_adv.models.features import VGGFeatures
 from lit_adv.models.frozen import fingerprint, freeze_
+from lit_adv.models.lipschitz import lipschitz_bound
 from lit_adv.models.neutralization import NeutralizationDefense, neutralize
+from lit_adv.models.parseval import ParsevalWideResNet, WideResNet
+from lit_adv.models.parseval_layers import ConvexSum, ParsevalConv2d, ParsevalLinear
+from lit_adv.models.parseval_retraction import parseval_retraction_, project_simplex
 from lit_adv.models.redrl import AttackRecognizer, Reconstructor
 
 __all__ = [
@@ -12,13 +16,21 @@ __all__ = [
     "Attribution",
     "AttributionHeads",
     "Classifier",
+    "ConvexSum",
     "NeutralizationDefense",
+    "ParsevalConv2d",
+    "ParsevalLinear",
+    "ParsevalWideResNet",
     "Reconstructor",
     "VGGFeatures",
+    "WideResNet",
     "classifier",
     "fingerprint",
     "freeze_",
+    "lipschitz_bound",
     "load_classifier",
     "neutralize",
+    "parseval_retraction_",
+    "project_simplex",
     "save_classifier",
 ]

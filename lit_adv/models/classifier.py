@@ -11,7 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lit_adv.models.lipschitz import LipschitzNorm, lipschitz_bound
 from lit_adv.models.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
+from lit_adv.models.parseval import WideResNetName, wide_resnet
 from lit_adv.models.small import CIFARResNet, SmallCNN
 from lit_adv.models.torchvision_networks import SMALL_IMAGE, TORCHVISION_NAMES, torchvision_network
 from lit_adv.models.weights import StateDict, differences, imagenet_state_dict, read_file, read_state_dict
@@ -32,8 +34,9 @@ ClassifierName = Literal[
     "resnet32",
     "resnet44",
     "resnet56",
+    WideResNetName,
 ]
-"""The architectures: torchvision's, a small CNN, and the CIFAR ResNets of He et al."""
+"""The architectures: torchvision's, a small CNN, the CIFAR ResNets of He et al., wide ResNets and Parseval networks."""
 
 
 class Classifier(nn.Module):
@@ -95,6 +98,10 @@ class Classifier(nn.Module):
             raise ValueError(f"Classifier: images must be (B, {channels}, {size}, {size}), got {tuple(images.shape)}")
         logits: Tensor = self.network(self.normalize(images))
         return logits
+
+    def lipschitz(self, norm: LipschitzNorm) -> float:
+        """Bound of how much logits can differ for one unit of pixels in [0, 1], see `lipschitz_bound`."""
+        return lipschitz_bound(self.normalize, norm) * lipschitz_bound(self.network, norm)
 
     def _load_imagenet(self) -> None:
         name = self.spec["name"]
@@ -261,6 +268,8 @@ def _network(name: str, num_classes: int, image_size: int, in_channels: int) -> 
         return SmallCNN(num_classes, image_size, in_channels)
     if name in _CIFAR_DEPTHS:
         return CIFARResNet(_CIFAR_DEPTHS[name], num_classes, in_channels)
+    if name in get_args(WideResNetName):
+        return wide_resnet(name, num_classes, image_size, in_channels)
     return torchvision_network(name, num_classes, image_size, in_channels)
 
 

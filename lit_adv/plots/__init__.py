@@ -3,6 +3,7 @@
 from lit_adv.plots.confusion import confusion_figure
 from lit_adv.plots.grid import Example, example_grid
 from lit_adv.plots.panels import Panel, Scale, panel_grid
+from lit_adv.plots.parseval import learning_figure, noise_figure, singular_value_figure
 from lit_adv.plots.perceptual_curves import budget_figure, quality_figure, threshold_figure
 from lit_adv.plots.perceptual_pictures import (
     Localization,
@@ -36,14 +37,17 @@ __all__ = [
     "example_grid",
     "heat_map_figure",
     "iterations_figure",
+    "learning_figure",
     "localization_figure",
     "methods_figure",
     "neutralization_figure",
+    "noise_figure",
     "panel_grid",
     "profile_figure",
     "quality_figure",
     "regions_figure",
     "representatives_figure",
+    "singular_value_figure",
     "threshold_figure",
     "transfer_figure",
 ]
