@@ -7,6 +7,7 @@ from .input_saliency import InputSaliency
 from .neutralization import Neutralization
 from .reconstruction_grid import ReconstructionGrid
 from .results_table import ResultsTable
+from .robustness_report import RobustnessReport
 from .robustness_table import RobustnessTable
 from .run_progress import RunProgress
 from .saliency_profile import SaliencyProfile
@@ -21,6 +22,7 @@ __all__ = [
     "RunProgress",
     "ReconstructionGrid",
     "ResultsTable",
+    "RobustnessReport",
     "RobustnessTable",
     "SSIMPrecision",
     "SaliencyProfile",

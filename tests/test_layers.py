@@ -15,7 +15,8 @@ ROOT = Path(__file__).parent.parent
 ROOMS = [
     {"attacks", "models", "metrics", "plots"},
     {"explain"},
-    {"evaluation"},
+    {"evaluation", "masking_verdict"},
+    {"masking"},
     {"data"},
     {"tasks"},
     {"callbacks"},
