@@ -24,7 +24,7 @@ class Probes:
 
     All attacks have the same Linf radius and work on the same images, those that the classifier has right: FGSM,
     RAND-FGSM, PGD on the cross-entropy with restarts, Auto-PGD on the margin, Square, FGSM on the margin, PGD in the
-    whole box and, if wanted, AutoAttack. With an undefended network, PGD on that as well.
+    whole box and, if wanted, AutoAttack. With an undefended network, also what FGSM and PGD make on that.
 
     Args:
         eps: Linf radius in pixel units of [0, 1], in (0, 1).
@@ -57,7 +57,12 @@ class Probes:
         _check_range(owner, eps, steps, restarts, queries, draws, radii)
         self.eps = float(eps)
         self.radii = tuple(sorted({float(radius) for radius in radii} - {self.eps}))
-        self.source: Attack | None = self._pgd(self.eps, steps, 1, stop=False) if undefended else None
+        self.sources: dict[str, Attack] = {}
+        if undefended:
+            self.sources = {
+                "fgsm_transfer": FGSM(eps=self.eps),
+                "pgd_transfer": self._pgd(self.eps, steps, 1, stop=False),
+            }
         self.search = RandomSearch(eps=self.eps, draws=draws)
         self.attacks: dict[str, Attack] = {
             "fgsm": FGSM(eps=self.eps),
@@ -77,9 +82,7 @@ class Probes:
 
     def metric(self) -> MaskingCounts:
         """The counts that `batch` is for."""
-        if self.source is None:
-            return MaskingCounts(list(self.attacks), ["random_search"])
-        return MaskingCounts([*self.attacks, "transfer"], ["random_search", "undefended_fgsm"])
+        return MaskingCounts([*self.attacks, *self.sources], ["random_search", "gradients"])
 
     def batch(
         self,
@@ -116,16 +119,16 @@ class Probes:
         searched = self.search.run(model, images[standing], labels[standing], seed=seed)
         passes["random_search"] = _passes(searched)
         exchanged = torch.zeros(0, 2, dtype=torch.bool, device=images.device)
-        if self.source is not None:
+        if self.sources:
             assert undefended is not None
-            result = self.source.run(undefended, images, labels, seed=seed)
-            fooled["transfer"], passes["transfer"] = predictions(model, result.images) != labels, _passes(result)
             shared = predictions(undefended, images) == labels
-            own = self.attacks["fgsm"].run(undefended, images[shared], labels[shared], seed=seed)
-            passes["undefended_fgsm"] = _passes(own)
-            crossed = predictions(undefended, one_step[shared]) != labels[shared]
-            exchanged = torch.stack([crossed, own.success], 1)
-        zeros, gaps, classes = _gradients(model, images, labels, self.eps)
+            for name, attack in self.sources.items():
+                result = attack.run(undefended, images, labels, seed=seed)
+                fooled[name], passes[name] = predictions(model, result.images) != labels, _passes(result)
+                if name == "fgsm_transfer":
+                    crossed = predictions(undefended, one_step[shared]) != labels[shared]
+                    exchanged = torch.stack([crossed, result.success[shared]], 1)
+        zeros, gaps, classes, passes["gradients"] = _gradients(model, images, labels, self.eps)
         return {
             "right": right,
             "fooled": fooled,
@@ -249,11 +252,12 @@ def _check_range(
             raise ValueError(f"{owner}: {field} must be at least 1, got {count}")
 
 
-def _gradients(model: nn.Module, images: Tensor, labels: Tensor, eps: float) -> tuple[Tensor, Tensor, int]:
-    """Zero entries of the cross-entropy's gradient ``(B,)``, relative linearisation gaps of the margin loss ``(B,)``
-    and the number of classes."""
+def _gradients(model: nn.Module, images: Tensor, labels: Tensor, eps: float) -> tuple[Tensor, Tensor, int, Tensor]:
+    """Zero entries of the cross-entropy's gradient ``(B,)``, relative linearisation gaps of the margin loss ``(B,)``,
+    the number of classes, passes ``(B, 2)``."""
     if not len(images):
-        return labels.new_zeros(0), torch.zeros(0, dtype=torch.float64, device=images.device), 0
+        none = torch.zeros(0, dtype=torch.float64, device=images.device)
+        return labels.new_zeros(0), none, 0, labels.new_zeros(0, 2)
     with examined(model, images, labels) as problem:
         logits, _, slope = problem.gradient(problem.x, cross_entropy)
         zeros = (slope == 0).flatten(1).sum(1)
@@ -262,7 +266,9 @@ def _gradients(model: nn.Module, images: Tensor, labels: Tensor, eps: float) -> 
         end = margin(problem.logits(problem.x - eps * slope.sign()), problem.classes, False)
         linear = eps * slope.flatten(1).abs().double().sum(1)
         gaps = (end.double() - start.double() + linear) / linear.clamp(min=1e-12)
-    return zeros, gaps, logits.shape[1]
+    # what is not a number is far from linear, and a file holds no infinity
+    gaps = gaps.nan_to_num(1e12, 1e12, -1e12)
+    return zeros, gaps, logits.shape[1], problem.counts[1:].T.clone()
 
 
 def _passes(result: AttackResult) -> Tensor:

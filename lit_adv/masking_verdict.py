@@ -19,7 +19,8 @@ from lit_adv.metrics import median_interval, paired_difference, wilson_interval
 THRESHOLDS: dict[str, float] = {
     "D1": 0.01,
     "D2": 0.02,
-    "D3": 0.0,
+    "D3/fgsm": 0.0,
+    "D3/pgd": 0.0,
     "D4": 0.5,
     "D5": 0.01,
     "D6": 0.01,
@@ -27,8 +28,8 @@ THRESHOLDS: dict[str, float] = {
     "D7/images": 0.05,
     "D8": 1.0,
     "D9": 0.05,
-    "square": 0.0,
-    "square/margin": 0.0,
+    "S/pgd": 0.0,
+    "S/margin": 0.0,
 }
 """What a diagnostic must exceed to be flagged: shares in [0, 1]; of D4 the factor, of D8 a ratio."""
 
@@ -36,7 +37,7 @@ COLUMNS = (
     "section", "name", "quantity", "value", "low", "high", "threshold", "flag", "beyond", "images", "forwards",
     "backwards", "note",
 )  # fmt: skip
-_INFORM = ("D8", "D9", "square", "square/margin")
+_INFORM = ("D8", "D9", "S/pgd", "S/margin")
 _NAMES = {
     "clean": "clean",
     "fgsm": "FGSM",
@@ -45,10 +46,11 @@ _NAMES = {
     "margin": "APGD on the margin",
     "square": "Square",
     "autoattack": "AutoAttack",
-    "transfer": "transfer from undefended",
+    "fgsm_transfer": "FGSM, transferred",
+    "pgd_transfer": "PGD, transferred",
     "fgsm_margin": "FGSM on the margin",
     "random_search": "random search",
-    "undefended_fgsm": "FGSM on undefended",
+    "gradients": "D7 and D8",
 }
 
 Verdict = Literal["likely", "one sign", "no sign", "cannot tell"]
@@ -59,7 +61,8 @@ class Diagnostic:
     """One quantity of D1 to D9, or Square against the attacks with gradients.
 
     Attributes:
-        name: ``D1`` to ``D9`` (D7 has two: ``D7/entries``, ``D7/images``), ``square`` or ``square/margin``.
+        name: ``D1`` to ``D9`` (with parts ``D3/fgsm``, ``D3/pgd``, ``D7/entries`` and ``D7/images``), and, of Square,
+            ``S/pgd`` and ``S/margin``.
         quantity: In words.
         value: A share or a difference of shares, for D8 a ratio; None where it could not be made.
         low: Lower end of its interval.
@@ -179,7 +182,7 @@ class Diagnosis:
             interval = _interval(found.get("low"), found.get("high"))
             table.add_row(attack_name(name), _number(found.get("accuracy")), interval, *means)
         totals = [sum(each[key] for each in self.passes.values()) for key in ("forwards", "backwards")]
-        table.caption = f"per cent; {totals[0]:,} forward and {totals[1]:,} backward passes of an image in all"
+        table.caption = f"per cent; {totals[0]:,} forward and {totals[1]:,} backward passes in all"
         table.caption_justify = "left"
         return table
 
@@ -201,7 +204,7 @@ class Diagnosis:
             table.add_row(each.name, quantity, *values, flag, **style)
         table.caption = (
             "per cent or points, D8 a ratio; beyond: the whole interval is on the flag's side; within: the value alone"
-            " is. D8, D9 and square inform; the verdict needs two of D1 to D7 beyond"
+            " is. D8, D9 and S inform; the verdict needs two of D1 to D7 beyond"
         )
         table.caption_justify = "left"
         return table
@@ -223,15 +226,23 @@ def judge(
     robust = {name: both[place][place] for place, name in enumerate(names)}
     signs = _Signs(counts, thresholds, confidence).all()
     beyond = [each for each in signs.values() if each.beyond and not each.informs]
-    squares = [signs["square"], signs["square/margin"]]
+    squares = [signs["S/pgd"], signs["S/margin"]]
     if not beyond and not all(each.beyond for each in squares):
         # where the margin does as well as Square, the cross-entropy is the worse guide, not the gradient
         squares = []
     evidence = tuple(each.evidence for each in [*squares, *beyond] if each.beyond)
-    # D7 has two parts and is one sign
+    # the parts of D3, and of D7, are one sign
     votes = len({each.name.partition("/")[0] for each in beyond})
     verdict: Verdict = "likely" if votes >= 2 else "one sign" if votes else "no sign"
+    why = ""
+    clean, least, _ = _share(counts["attacked"], images, confidence)
+    chance = 1 / max(counts["classes"], 1)
     if verdict != "likely" and counts["attacked"] < min_images:
+        why = f"{counts['attacked']:,} images attacked, {min_images:,} needed"
+    elif clean is not None and least is not None and least <= chance:
+        # a network that says the same of all images has no gradient either
+        why = f"the accuracy of {100 * clean:.1f} % is no better than chance, {100 * chance:.1f} %"
+    if why:
         verdict = "cannot tell"
     return Diagnosis(
         eps=eps,
@@ -247,7 +258,7 @@ def judge(
         diagnostics=signs,
         confidence=confidence,
         verdict=verdict,
-        text=_words(verdict, signs, evidence, counts["attacked"], min_images, confidence),
+        text=_words(verdict, why, signs, evidence, counts["attacked"], confidence),
         evidence=evidence,
     )
 
@@ -262,19 +273,14 @@ class _Signs:
     def all(self) -> dict[str, Diagnostic]:
         counts = self.counts
         attacked, chance = counts["attacked"], 1 / max(counts["classes"], 1)
-        lonely = "no undefended network"
         found = [
             self._difference("D1", "PGD − FGSM", "pgd", "fgsm", "FGSM {} points below PGD"),
             self._difference("D2", "FGSM − RAND-FGSM", "fgsm", "rand_fgsm", "RAND-FGSM {} points below FGSM"),
-            self._difference(
-                "D3", "PGD − transfer", "pgd", "transfer", "transfer from the undefended network {} points below PGD"
-            )
-            if "transfer" in self.places
-            else self._absent("D3", "PGD − transfer", lonely),
-            self._exchange() if "transfer" in self.places else self._absent("D4", _EXCHANGE, lonely),
+            *(self._transfer(name, words) for name, words in (("fgsm", "FGSM"), ("pgd", "PGD"))),
+            self._exchange() if "fgsm_transfer" in self.places else self._absent("D4", _EXCHANGE, _LONELY),
             self._proportion(
                 "D5",
-                "PGD at eps 1, over chance",
+                "PGD at eps 1 − chance",
                 self._robust("pgd@1"),
                 counts["images"],
                 "PGD at eps 1 leaves {} points more than chance",
@@ -282,7 +288,7 @@ class _Signs:
             ),
             self._proportion(
                 "D6",
-                "random search, of what PGD left",
+                "random search after PGD",
                 counts["found"],
                 counts["searched"],
                 "random search fools {} % of what PGD could not",
@@ -291,23 +297,30 @@ class _Signs:
             self._entries(),
             self._proportion(
                 "D7/images",
-                "images without any gradient",
+                "images without gradient",
                 counts["zero_images"],
                 attacked,
                 "the gradient of {} % of the images is exactly 0",
             ),
             self._linearity(),
-            self._difference("D9", "FGSM − FGSM on the margin", "fgsm", "fgsm_margin", "", both_sides=True),
-            self._difference("square", "PGD − Square", "pgd", "square", "Square {} points below PGD"),
+            self._difference("D9", "FGSM − FGSM on margin", "fgsm", "fgsm_margin", "", both_sides=True),
+            self._difference("S/pgd", "PGD − Square", "pgd", "square", "Square {} points below PGD"),
             self._difference(
-                "square/margin",
-                "APGD on the margin − Square",
+                "S/margin",
+                "APGD margin − Square",
                 "margin",
                 "square",
                 "Square {} points below APGD on the margin",
             ),
         ]
         return {each.name: each for each in found}
+
+    def _transfer(self, base: str, words: str) -> Diagnostic:
+        name, quantity = f"D3/{base}", f"{words} − transferred {words}"
+        if f"{base}_transfer" not in self.places:
+            return self._absent(name, quantity, _LONELY)
+        found = f"{words} transferred from the undefended network {{}} points below {words}"
+        return self._difference(name, quantity, base, f"{base}_transfer", found)
 
     def _robust(self, name: str) -> int:
         place = self.places[name]
@@ -336,7 +349,7 @@ class _Signs:
         return self._made(name, quantity, value, low, high, images, table, words)
 
     def _entries(self) -> Diagnostic:
-        name, quantity = "D7/entries", "zero entries of the gradient"
+        name, quantity = "D7/entries", "zero entries of gradient"
         attacked, entries, zero = (self.counts[key] for key in ("attacked", "entries", "zero_entries"))
         if not entries:
             return self._absent(name, quantity, "no images")
@@ -363,7 +376,7 @@ class _Signs:
         return self._made("D4", quantity, -found.value, -found.high, -found.low, shared, table, words, bound=0.0)
 
     def _linearity(self) -> Diagnostic:
-        quantity, gaps = "median linearisation gap, margin loss", self.counts["gaps"]
+        quantity, gaps = "median linearisation gap", self.counts["gaps"]
         if not len(gaps):
             return self._absent("D8", quantity, "no images")
         value, low, high = median_interval(gaps, self.confidence)
@@ -408,7 +421,8 @@ class _Signs:
         return Diagnostic(name, quantity, None, None, None, bound, None, None, 0, informs=informs, note=why)
 
 
-_EXCHANGE = "½ own − crossed success on undefended"
+_LONELY = "no undefended network"
+_EXCHANGE = "½ own − crossed success"
 
 
 def attack_name(name: str) -> str:
@@ -419,15 +433,18 @@ def attack_name(name: str) -> str:
 
 def _words(
     verdict: Verdict,
+    why: str,
     signs: Mapping[str, Diagnostic],
     evidence: tuple[str, ...],
     attacked: int,
-    min_images: int,
     confidence: float,
 ) -> str:
     seen = "; ".join(evidence)
     if verdict == "likely":
         return f"gradient masking likely: {seen}"
+    if verdict == "cannot tell":
+        so_far = f"; so far: {seen}" if seen else ""
+        return f"cannot tell whether the gradient is masked: {why}{so_far}"
     voters = [each for each in signs.values() if not each.informs]
     made = {each.name.partition("/")[0] for each in voters if each.flag is not None}
     within = sorted({each.name for each in voters if each.flag and not each.beyond})
@@ -435,11 +452,6 @@ def _words(
     left += [f"{', '.join(within)} flagged within the {100 * confidence:g} % interval"] if within else []
     left += [f"{each.name}: {each.note}" for each in voters if each.note]
     about = f" ({'; '.join(left)})"
-    if verdict == "cannot tell":
-        so_far = f"; so far: {seen}" if seen else ""
-        return (
-            f"cannot tell whether the gradient is masked: {attacked:,} images attacked, {min_images:,} needed{so_far}"
-        )
     if verdict == "one sign":
         return f"one sign of gradient masking, a verdict needs two: {seen}{about}"
     beside = f"; but {seen}" if seen else ""
