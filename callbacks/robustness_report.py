@@ -153,7 +153,9 @@ class RobustnessReport(pl.Callback):
 
 
 def _figure(found: Diagnosis) -> Figure:
-    accuracies = {attack_name(name): each for name, each in found.accuracies.items()}
+    # other radii are in the curves
+    shown = {name: each for name, each in found.accuracies.items() if "@" not in name or name == "pgd@1"}
+    accuracies = {attack_name(name): each for name, each in shown.items()}
     signs = {}
     for name, each in found.diagnostics.items():
         if name == "D8":  # a ratio, on no scale with the others

@@ -82,7 +82,9 @@ class Probes:
 
     def metric(self) -> MaskingCounts:
         """The counts that `batch` is for."""
-        return MaskingCounts([*self.attacks, *self.sources], ["random_search", "gradients"])
+        curves = [name for name in self.attacks if "@" in name and name != "pgd@1"]
+        names = [name for name in self.attacks if name not in curves]
+        return MaskingCounts([*names, *self.sources, *curves], ["random_search", "gradients"])
 
     def batch(
         self,

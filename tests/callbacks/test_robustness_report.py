@@ -86,13 +86,13 @@ def test_an_undefended_network_may_be_a_checkpoint(tmp_path, trainer):
     other, model = Classifier("small_cnn", 3, 16, 1), Pictures().eval()
     path = tmp_path / "plain.safetensors"
     save_classifier(other, path)
-    x = torch.rand(12, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(6, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         y = model(x).argmax(1)
     report = callback(undefended=str(path), radii=None, limit_batches=2)
-    trainer(report).test(model, DataLoader(TensorDataset(x, y), batch_size=4), verbose=False)
-    assert report.diagnosis.images == 8
-    expected = diagnose(model, [(x[:4], y[:4]), (x[4:8], y[4:8])], EPS, other.eval(), **QUICK)
+    trainer(report).test(model, DataLoader(TensorDataset(x, y), batch_size=2), verbose=False)
+    assert report.diagnosis.images == 4
+    expected = diagnose(model, [(x[:2], y[:2]), (x[2:4], y[2:4])], EPS, other.eval(), **QUICK)
     assert report.diagnosis == expected
     assert "fgsm_transfer" in expected.accuracies
 
