@@ -310,7 +310,9 @@ def trained_on():
 
 def test_the_verdict_fires_on_a_network_trained_with_single_steps(trained_on):
     x, y, undefended, loader = trained_on
-    network = trained(x, y, 12, 5e-3, FGSM(eps=0.3))
+    # such training may also end in a network that says the same of all images
+    networks = (trained(x, y, 12, 5e-3, FGSM(eps=0.3), seed=seed) for seed in range(5))
+    network = next(each for each in networks if (each(x).argmax(1) == y).double().mean() > 0.5)
     found = diagnose(network, loader, 0.3, undefended, **QUICK)
     assert found.verdict == "likely"
     # it has learnt to spoil the one step: FGSM fails, what comes from elsewhere does not

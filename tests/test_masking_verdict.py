@@ -44,7 +44,10 @@ def counts(robust=None, images=400, transfers=True, **changes):
 
 
 def told(given, **thresholds):
-    return judge(given, 0.1, {**THRESHOLDS, **thresholds}, 0.95, 50)
+    found = judge(given, 0.1, {**THRESHOLDS, **thresholds}, 0.95, 50)
+    for each in found.diagnostics.values():
+        assert each.value is None or each.low <= each.value <= each.high, each.name
+    return found
 
 
 def flags(found):
