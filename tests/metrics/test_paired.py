@@ -34,7 +34,7 @@ def plain(a, b, c, d, confidence=0.95, factor=1.0):
 @pytest.mark.parametrize(
     ("table", "low", "high"),
     [
-        # Fagerland, Lydersen and Laake 2014, table III: Bentur et al., 21 children
+        # the 21 children of Bentur et al. 2009, the example of R's contingencytables
         ((1, 1, 7, 12), -0.507, -0.026),
         # Altman et al. 2000, Statistics with Confidence, table 6.2
         ((14, 5, 0, 22), 0.011, 0.226),
