@@ -11,6 +11,7 @@ from .learning_curves import LearningCurves
 from .neutralization import Neutralization
 from .reconstruction_grid import ReconstructionGrid
 from .results_table import ResultsTable
+from .robustness_report import RobustnessReport
 from .robustness_table import RobustnessTable
 from .run_progress import RunProgress
 from .saliency_profile import SaliencyProfile
@@ -29,6 +30,7 @@ __all__ = [
     "RunProgress",
     "ReconstructionGrid",
     "ResultsTable",
+    "RobustnessReport",
     "RobustnessTable",
     "SSIMPrecision",
     "SaliencyProfile",

@@ -32,6 +32,7 @@ from lit_adv.plots import (
     quality_figure,
     regions_figure,
     representatives_figure,
+    robustness_report_figure,
     threshold_figure,
     transfer_figure,
 )
@@ -445,3 +446,36 @@ def test_a_title_in_two_lines_does_not_widen_a_grid():
     one = panel_grid(rows, title="x" * 60, scales={"s": Scale("s", "viridis")})
     two = panel_grid(rows, title="\n".join(["x" * 30] * 2), scales={"s": Scale("s", "viridis")})
     assert two.get_figwidth() < one.get_figwidth()
+
+
+def test_the_robustness_report_shows_every_number_once() -> None:
+    accuracies = {
+        "clean": {"accuracy": 0.9, "low": 0.85, "high": 0.93},
+        "PGD": {"accuracy": 0.42, "low": 0.37, "high": 0.48},
+        "Square": {"accuracy": None, "low": None, "high": None},
+    }
+    signs = {
+        "D1": {"value": -0.2, "low": -0.25, "high": -0.15, "limit": 0.01, "flag": "no"},
+        "D2": {"value": 0.3, "low": 0.2, "high": 0.4, "limit": 0.02, "flag": "beyond"},
+        "D3": {"value": None, "low": None, "high": None, "limit": 0.0, "flag": "no"},
+        "D9": {"value": -0.06, "low": -0.1, "high": -0.02, "limit": 0.05, "flag": "within", "both_sides": True},
+    }
+    curves = {"FGSM": [(1.0, 0.1), (0.0, 0.9), (0.1, 0.5)], "PGD": [(0.0, 0.9), (0.1, 0.42), (1.0, 0.0)]}
+    figure = robustness_report_figure(
+        accuracies, signs, curves, "Linf 0.1", "gradient masking likely: " + "words " * 60
+    )
+    _pixels(figure)
+    left, middle, right = figure.axes
+    assert [text.get_text() for text in left.texts] == ["90.0", "42.0"]
+    assert [text.get_text() for text in middle.texts] == ["not made"]
+    colours = [line.get_color() for line in middle.lines if line.get_marker() == "o"]
+    assert colours == ["#52606d", "#d7263d", "#e69f00"]
+    thresholds = sorted({float(x) for line in middle.lines if line.get_color() == "#1f2933" for x in line.get_xdata()})
+    assert thresholds == [-5, 1, 2, 5]
+    assert list(right.lines[0].get_xdata()) == [0, 0.1, 1]
+    assert list(right.lines[0].get_ydata()) == [90, 50, 10]
+    # the words above stay on the picture
+    box = figure._suptitle.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.width
+    assert len(robustness_report_figure(accuracies, signs).axes) == 2

@@ -20,6 +20,7 @@ from lit_adv.attacks.onepixel import OnePixel
 from lit_adv.attacks.patch import AdversarialPatch, BoundedPatch, LaVAN
 from lit_adv.attacks.pgap import FPGAP, PGAP
 from lit_adv.attacks.radius import Radius
+from lit_adv.attacks.random_search import RandomSearch
 from lit_adv.attacks.regions import Center, Frame, Mask, RandomPatch, RandomPixels, Region
 from lit_adv.attacks.rubbish import ClassImage, MapElites, RubbishImages
 from lit_adv.attacks.square import Square
@@ -71,6 +72,7 @@ __all__ = [
     "RandomNoise",
     "RandomPatch",
     "RandomPixels",
+    "RandomSearch",
     "Region",
     "RubbishImages",
     "SemiRandomNoise",

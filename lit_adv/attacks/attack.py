@@ -587,6 +587,23 @@ def predictions(model: nn.Module, images: Tensor) -> Tensor:
     return answer
 
 
+@contextlib.contextmanager
+def examined(model: nn.Module, images: Tensor, labels: Tensor) -> Iterator[Problem]:
+    """What an attack without targets and region works on, for those who measure gradients rather than follow them.
+
+    Model, random state and input are as they were afterwards.
+
+    Args:
+        model: Maps images in [0, 1] to logits.
+        images: ``(B, C, H, W)`` in [0, 1].
+        labels: ``(B,)`` int64.
+    """
+    with _untouched(model) as inner, torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+        x = images.detach().clone().to(torch.float64 if images.dtype == torch.float64 else torch.float32)
+        labels = labels.detach().to(images.device, copy=True)
+        yield Problem(inner, x, labels, False, None, Draws(torch.zeros_like(labels)), owner="examined")
+
+
 def reached(logits: Tensor, classes: Tensor, targeted: bool) -> Tensor:
     """Which rows have reached their goal, ``(B,)`` bool; NaN is no success."""
     hit = logits.argmax(1) == classes

@@ -10,6 +10,7 @@ from lit_adv.attacks.noise import RandomNoise, SemiRandomNoise
 from lit_adv.attacks.norms import Linf
 from lit_adv.attacks.patch import AdversarialPatch, PlacedPatch
 from lit_adv.attacks.pgap import SSIMSteps
+from lit_adv.attacks.random_search import RandomSearch
 from lit_adv.attacks.square import Square
 from lit_adv.attacks.substitute import SubstituteModel
 from lit_adv.attacks.transfer import EnsembleTransfer
@@ -55,5 +56,5 @@ _KINDS: dict[str, tuple[type[Attack], ...]] = {
     "patch": (PlacedPatch, AdversarialPatch),
     "perceptual": (SSIMSteps,),
     "universal": (UniversalPerturbation,),
-    "black_box": (Square, SubstituteModel, EnsembleTransfer),
+    "black_box": (Square, RandomSearch, SubstituteModel, EnsembleTransfer),
 }

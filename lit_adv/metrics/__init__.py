@@ -5,8 +5,10 @@ from lit_adv.metrics.calibration import AnsweredAccuracy, Calibration, LogitCali
 from lit_adv.metrics.fooling import FoolingRate
 from lit_adv.metrics.hierarchy import HierarchicalRecognition
 from lit_adv.metrics.localization import LocalizationScores, localization_scores
+from lit_adv.metrics.masking import MaskingCounts
 from lit_adv.metrics.neutralization import NeutralizationScore, wilson_interval
 from lit_adv.metrics.noise_accuracy import NoiseAccuracy
+from lit_adv.metrics.paired import PairedDifference, median_interval, paired_difference
 from lit_adv.metrics.recognition import RecognitionAccuracy
 from lit_adv.metrics.reconstruction import ReconstructionAccuracy
 from lit_adv.metrics.robustness import RobustAccuracy
@@ -23,10 +25,12 @@ __all__ = [
     "HierarchicalRecognition",
     "LocalizationScores",
     "LogitCalibration",
+    "MaskingCounts",
     "MeanPSNR",
     "MeanSSIM",
     "NeutralizationScore",
     "NoiseAccuracy",
+    "PairedDifference",
     "RecognitionAccuracy",
     "ReconstructionAccuracy",
     "RobustAccuracy",
@@ -37,6 +41,8 @@ __all__ = [
     "calibrated",
     "fit_temperature",
     "localization_scores",
+    "median_interval",
+    "paired_difference",
     "psnr",
     "ssim",
     "ssim_map",

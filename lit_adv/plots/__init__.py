@@ -19,6 +19,7 @@ from lit_adv.plots.regions import (
     regions_figure,
     representatives_figure,
 )
+from lit_adv.plots.robustness_report import robustness_report_figure
 from lit_adv.plots.saliency import HeatMap, Profile, heat_map_figure, profile_figure
 from lit_adv.plots.transfer import transfer_figure
 
@@ -48,6 +49,7 @@ __all__ = [
     "regions_figure",
     "representatives_figure",
     "singular_value_figure",
+    "robustness_report_figure",
     "threshold_figure",
     "transfer_figure",
 ]

@@ -127,7 +127,16 @@ BOUNDED = {name: attack for name, attack in ALL.items() if "eps" in {f.name for 
 SIGHTED = {name: attack for name, attack in ALL.items() if not is_blind(attack)}
 # the repr of a tensor or of a network is no Python, and those that hold one are equal to themselves alone
 SPELT = {name: attack for name, attack in ALL.items() if type(attack).__eq__ is not object.__eq__}
-DRAWS = ("AdversarialPatch", "BoundedPatch", "LaVAN", "OnePixel", "RandomNoise", "SemiRandomNoise", "Square")
+DRAWS = (
+    "AdversarialPatch",
+    "BoundedPatch",
+    "LaVAN",
+    "OnePixel",
+    "RandomNoise",
+    "RandomSearch",
+    "SemiRandomNoise",
+    "Square",
+)
 RANDOM = {n: a for n, a in ALL.items() if getattr(a, "random_start", False) or type(a).__name__ in DRAWS}
 MINIMAL = {name: attack for name, attack in ALL.items() if attack.minimal_norm}
 REGIONS = {

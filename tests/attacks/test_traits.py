@@ -26,7 +26,7 @@ FAMILIES = {
     "minimal_norm": "DeepFool CarliniWagnerL2 CarliniWagnerLinf LBFGS EAD DDN FMN FAB",
     "sparse": "CarliniWagnerL0 JSMA OnePixel",
     "patch": "BoundedPatch LaVAN AdversarialPatch",
-    "black_box": "Square SubstituteModel EnsembleTransfer",
+    "black_box": "Square RandomSearch SubstituteModel EnsembleTransfer",
     "perceptual": "PGAP FPGAP",
     "universal": "UniversalPerturbation",
     "other": "FoolboxAttack TorchattacksAttack ARTAttack",
