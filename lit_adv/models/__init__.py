@@ -4,8 +4,10 @@ from lit_adv.models.attribution import Attribution, AttributionHeads
 from lit_adv.models.classifier import Classifier, classifier, load_classifier, save_classifier
 from lit_adv.models.features import VGGFeatures
 from lit_adv.models.frozen import fingerprint, freeze_
+from lit_adv.models.generator import PerturbationNetwork
 from lit_adv.models.neutralization import NeutralizationDefense, neutralize
 from lit_adv.models.redrl import AttackRecognizer, Reconstructor
+from lit_adv.models.temperature import Temperature
 
 __all__ = [
     "AttackRecognizer",
@@ -13,7 +15,9 @@ __all__ = [
     "AttributionHeads",
     "Classifier",
     "NeutralizationDefense",
+    "PerturbationNetwork",
     "Reconstructor",
+    "Temperature",
     "VGGFeatures",
     "classifier",
     "fingerprint",
