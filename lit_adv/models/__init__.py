@@ -1,12 +1,13 @@
 """Networks: classifiers with their normalisation inside, and the networks that REDRL is made of."""
 
 from lit_adv.models.attribution import Attribution, AttributionHeads
-from lit_adv.models.classifier import Classifier, classifier, load_classifier, save_classifier
+from lit_adv.models.classifier import Classifier, classifier, export_classifier, load_classifier, save_classifier
 from lit_adv.models.features import VGGFeatures
 from lit_adv.models.frozen import fingerprint, freeze_
 from lit_adv.models.generator import PerturbationNetwork
 from lit_adv.models.neutralization import NeutralizationDefense, neutralize
 from lit_adv.models.redrl import AttackRecognizer, Reconstructor
+from lit_adv.models.robustbench_networks import PreActResNet, RobustBenchWideResNet
 from lit_adv.models.temperature import Temperature
 
 __all__ = [
@@ -16,10 +17,13 @@ __all__ = [
     "Classifier",
     "NeutralizationDefense",
     "PerturbationNetwork",
+    "PreActResNet",
     "Reconstructor",
+    "RobustBenchWideResNet",
     "Temperature",
     "VGGFeatures",
     "classifier",
+    "export_classifier",
     "fingerprint",
     "freeze_",
     "load_classifier",

@@ -120,9 +120,7 @@ def test_what_is_refused(tmp_path):
     with pytest.raises(ValueError, match="label_smoothing must be 0 with a teacher"):
         DefensiveDistillation(**SIZES, teacher="x.ckpt", label_smoothing=0.1)
     missing = tmp_path / "runs" / "checkpoints" / "best.ckpt"
-    with pytest.raises(
-        FileNotFoundError, match=rf"no teacher .*--model.teacher=null --run_dir={tmp_path / 'runs'}"
-    ):
+    with pytest.raises(FileNotFoundError, match=rf"no teacher .*--model.teacher=null --run_dir={tmp_path / 'runs'}"):
         student(str(missing), tmp_path)
     path, _ = teacher_file(tmp_path)
     with pytest.raises(ValueError, match=r"at the student's temperature, got 20 and a teacher of 40"):
