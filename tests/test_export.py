@@ -1,6 +1,7 @@
 """`lightning export`, and `lightning test` on what it writes."""
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,13 +48,13 @@ def test_exports_and_tests_it_in_one_line(run, victim):
     job = ["test", "--config", "configs/digits/victims/small_cnn.yaml"]
     code, out, err = run(*job, *few, "--model.weights=victim.pt2")
     assert code == 0, err
-    rows = (line for line in open("there/metrics.csv").read().splitlines()[::-1])
-    assert float(next(rows).split(",")[-1]) == pytest.approx(expected)
+    assert float(Path("there/metrics.csv").read_text().splitlines()[-1].split(",")[-1]) == pytest.approx(expected)
 
 
 def test_weights_of_others_by_the_name_of_the_network(run, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "lit_adv.models.classifier.robustbench_network",
+        sys.modules["lit_adv.models.classifier"],
+        "robustbench_network",
         lambda name, classes, channels: RobustBenchWideResNet(10, 1, classes, channels),
     )
     network = RobustBenchWideResNet(10, 1, 100).eval()

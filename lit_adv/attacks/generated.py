@@ -29,7 +29,7 @@ class GeneratedPerturbation(Attack):
         generator: G, from images in [0, 1] to ``(B, C, H, W)`` in [-1, 1], such as
             `lit_adv.models.PerturbationNetwork`.
         eps: Linf radius in pixel units of [0, 1].
-        objective: What `update` minimises.
+        objective: What `update` minimises. The cross-entropy of a network that is sure has next to no gradient.
         learning_rate: Adam's, in `update`.
     """
 
@@ -37,7 +37,7 @@ class GeneratedPerturbation(Attack):
 
     generator: nn.Module
     eps: Radius = 8 / 255
-    objective: ObjectiveName = "ce"
+    objective: ObjectiveName = "margin"
     learning_rate: float = 1e-3
 
     def __post_init__(self) -> None:

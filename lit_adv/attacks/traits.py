@@ -22,9 +22,9 @@ def attack_family(attack: Attack) -> str:
     """The family of an attack, by what kind of perturbation it makes and how.
 
     That of the inner attack for `AtTemperature`; else the first that holds: what the class itself says
-    (`Attack.family`); ``noise``; ``patch``; ``perceptual``; ``universal``; ``generated`` (drawn by a network); ``black_box`` (the network is asked for
-    answers at most); ``sparse`` (few pixels: the L0 norm); ``minimal_norm`` (looks for the smallest perturbation);
-    ``one_step`` and ``iterative`` gradient methods with a budget; ``other``.
+    (`Attack.family`); ``noise``; ``patch``; ``perceptual``; ``universal``; ``generated`` (drawn by a network);
+    ``black_box`` (the network is asked for answers at most); ``sparse`` (few pixels: the L0 norm); ``minimal_norm``
+    (looks for the smallest perturbation); ``one_step`` and ``iterative`` gradient methods with a budget; ``other``.
     """
     if isinstance(attack, AtTemperature):
         return attack_family(attack.attack)

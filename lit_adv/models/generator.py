@@ -13,9 +13,10 @@ class PerturbationNetwork(nn.Module):
     """From an image to a direction for each of its pixels, a P-ATN of Baluja & Fischer 2018, arXiv:1703.09387.
 
     A convolution at full resolution, one of stride 2, residual blocks, and back up beside the first; no normalisation,
-    so that an image's perturbation does not depend on its batch. Images may have any size from 2 px on. The last layer
-    starts near 0, where tanh has its gradient. (The paper adds to the image inside the tanh and bounds nothing; here
-    the tanh bounds the perturbation, which `GeneratedPerturbation` and `PerturbationGenerator` multiply by eps.)
+    so that an image's perturbation does not depend on its batch. Images may have any size from 2 px on. What goes into
+    the tanh is brought to a root mean square of 2 for each image, so that it does not saturate. (The paper adds to the
+    image inside the tanh and bounds nothing; here the tanh bounds the perturbation, which `GeneratedPerturbation` and
+    `PerturbationGenerator` multiply by eps.)
 
     Args:
         in_channels: C.
@@ -40,8 +41,6 @@ class PerturbationNetwork(nn.Module):
         self.blocks = nn.Sequential(*(_Block(2 * width) for _ in range(blocks)))
         self.up = nn.Conv2d(3 * width, width, 3, padding=1)
         self.last = nn.Conv2d(width, in_channels, 3, padding=1)
-        with torch.no_grad():
-            self.last.weight.mul_(0.1)
 
     def forward(self, images: Tensor) -> Tensor:
         """``(B, C, H, W)`` in (-1, 1) of images ``(B, C, H, W)`` in [0, 1]."""
@@ -51,7 +50,10 @@ class PerturbationNetwork(nn.Module):
         fine = F.relu(self.first(2 * images - 1))
         coarse = self.blocks(F.relu(self.down(fine)))
         back = F.interpolate(coarse, size=images.shape[-2:], mode="nearest")
-        direction: Tensor = self.last(F.relu(self.up(torch.cat([fine, back], 1)))).tanh()
+        drawn = self.last(F.relu(self.up(torch.cat([fine, back], 1))))
+        # at one size for each image: left alone it grows until tanh has no gradient anywhere, and nothing is learnt
+        size = drawn.square().mean((1, 2, 3), keepdim=True).add(1e-12).sqrt()
+        direction: Tensor = (2 * drawn / size).tanh()
         return direction
 
 

@@ -74,11 +74,13 @@ class PreActResNet(nn.Module):
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
+        stages: list[nn.Module] = []
         sides = [width, width, 2 * width, 4 * width, 8 * width]
         for stage, (count, before, channels) in enumerate(zip(blocks, sides, sides[1:], strict=False), 1):
             first = _PreActBlock(before, channels, 1 if stage == 1 else 2, last_norm)
             others = (_PreActBlock(channels, channels, 1, last_norm) for _ in range(count - 1))
-            self.add_module(f"layer{stage}", nn.Sequential(first, *others))
+            stages.append(nn.Sequential(first, *others))
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.bn = nn.BatchNorm2d(8 * width) if last_norm else None
         self.linear = nn.Linear(8 * width, num_classes)
         _initialise(self)

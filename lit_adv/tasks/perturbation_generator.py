@@ -34,7 +34,7 @@ class PerturbationGenerator(pl.LightningModule):
         target: The class that all images are to be taken for (one G a target, as in the paper); None for none.
         loss: ``objective`` minimises `objective`; ``rerank``, for a target, the paper's beta L2(x', x) + L2(y', r(y)),
             squares summed over pixels and over classes, with y the victim's probabilities and r = r_alpha.
-        objective: See `lit_adv.attacks.objectives`; ``ce`` is the victim's loss.
+        objective: See `lit_adv.attacks.objectives`; ``ce`` is the victim's loss, which learns more slowly here.
         alpha: Of r_alpha, above 1; 1.5 in the paper.
         beta: Weight of the distance between images, at least 0; 0.010 to 0.001 in the paper for MNIST.
         width: Of the `PerturbationNetwork`.
@@ -59,7 +59,7 @@ class PerturbationGenerator(pl.LightningModule):
         eps: Radius = 8 / 255,
         target: int | None = None,
         loss: Literal["objective", "rerank"] = "objective",
-        objective: ObjectiveName = "ce",
+        objective: ObjectiveName = "margin",
         alpha: float = 1.5,
         beta: float = 0.01,
         width: int = 32,

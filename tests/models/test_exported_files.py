@@ -71,14 +71,14 @@ def test_comes_back_bit_for_bit(kind, exported, expected):
         classifier("resnet32", 7, 8, 1, weights=exported(kind))
 
 
-@pytest.mark.parametrize("count", [1, 2, 9])
-def test_pt2_runs_on_batches_of_any_size(count, exported, expected):
+def test_pt2_runs_on_batches_of_any_size(exported, expected):
     program = torch.export.load(exported("pt2")).module()
-    x = torch.rand(count, 1, 8, 8, requires_grad=True)
-    torch.testing.assert_close(program(x), expected(x), atol=1e-5, rtol=1e-5)
-    # attacks can be run on it elsewhere
-    (slope,), (other,) = (torch.autograd.grad(net(x).square().sum(), x) for net in (program, expected))
-    torch.testing.assert_close(slope, other, atol=1e-4, rtol=1e-4)
+    for count in (1, 2, 9):
+        x = torch.rand(count, 1, 8, 8, requires_grad=True)
+        torch.testing.assert_close(program(x), expected(x), atol=1e-5, rtol=1e-5)
+        # attacks can be run on it elsewhere
+        (slope,), (other,) = (torch.autograd.grad(net(x).square().sum(), x) for net in (program, expected))
+        torch.testing.assert_close(slope, other, atol=1e-4, rtol=1e-4)
 
 
 def test_onnx_runs_on_batches_of_any_size(exported, expected):
@@ -101,11 +101,11 @@ def test_damaged_and_foreign_files(tmp_path, exported):
     whole = exported("pt2").read_bytes()
     path = tmp_path / "half.pt2"
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="truncated or no .pt2 file"):
+    with pytest.raises(ValueError, match=r"truncated or no \.pt2 file"):
         load_classifier(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/other.txt", "nothing")
-    with pytest.raises(ValueError, match="not laid out as torch 2.14 lays them out"):
+    with pytest.raises(ValueError, match=r"not laid out as torch 2\.14 lays them out"):
         classifier("resnet20", 7, 8, 1, weights=path)
     with zipfile.ZipFile(path, "w") as archive:
         text = '{"config": {"w": {"path_name": "weight_0", "use_pickle": true}}}'

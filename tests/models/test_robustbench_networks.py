@@ -1,5 +1,7 @@
 """RobustBench's networks: names of the weights, what they compute, and the shapes their files come in."""
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -101,7 +103,8 @@ def test_the_published_numbers_of_parameters():
 def wide(monkeypatch):
     """`wide_resnet28_10` made small."""
     monkeypatch.setattr(
-        "lit_adv.models.classifier.robustbench_network",
+        sys.modules["lit_adv.models.classifier"],
+        "robustbench_network",
         lambda name, classes, channels: RobustBenchWideResNet(10, 1, classes, channels),
     )
     torch.manual_seed(0)
@@ -174,7 +177,8 @@ def test_another_networks_file_is_refused_with_the_differences(tmp_path, wide):
 def _first_preact(path, given):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "lit_adv.models.classifier.robustbench_network",
+            sys.modules["lit_adv.models.classifier"],
+            "robustbench_network",
             lambda name, classes, channels: PreActResNet(classes, channels),
         )
         classifier("preact_resnet18", 10, weights=path, **given)
