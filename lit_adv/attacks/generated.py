@@ -22,8 +22,8 @@ class GeneratedPerturbation(Attack):
 
     One forward pass of G an image, and none of the network attacked. G is trained by the task `PerturbationGenerator`
     against a network that stays as it is, or by `update` against one in training: a step of G for each of its steps.
-    The second is a defence: unlike a single gradient step, a G that learns on finds whatever way around the defence
-    there is, and the classifier gains nothing by making its own gradients useless.
+    The second is the remedy for degenerate minima: where a single gradient step is the adversary, a classifier can win
+    by making its own gradients useless; a G that goes on learning is not stopped by that.
 
     Args:
         generator: G, from images in [0, 1] to ``(B, C, H, W)`` in [-1, 1], such as
