@@ -15,8 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_adv.files import replacing
-
 EXPORTED = (".pt2", ".onnx")
 _KEY = "classifier"
 
@@ -37,28 +35,14 @@ def write_exported(model: nn.Module, spec: dict[str, Any], path: Path) -> None:
     copied = copy.deepcopy(model).cpu().eval().requires_grad_(False)
     images = torch.zeros(2, spec["in_channels"], spec["image_size"], spec["image_size"])
     shapes = ({0: torch.export.Dim("batch")},)
-    with replacing(path) as temporary:
-        if path.suffix == ".pt2":
-            program = torch.export.export(copied, (images,), dynamic_shapes=shapes)
-            torch.export.save(program, temporary, extra_files={f"{_KEY}.json": json.dumps(spec)})
-            return
-        with warnings.catch_warnings():
-            # what the exporter says about its own parts and their next versions
-            warnings.simplefilter("ignore")
-            logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-            # unoptimised: batch norms that are folded away could not be read back
-            onnx_program: Any = torch.onnx.export(
-                copied,
-                (images,),
-                input_names=["images"],
-                output_names=["logits"],
-                dynamic_shapes=shapes,
-                dynamo=True,
-                optimize=False,
-                verbose=False,
-            )
-        onnx_program.model.metadata_props[_KEY] = json.dumps(spec)
-        onnx_program.save(str(temporary), external_data=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # the exporters look at the ending
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        _write(copied, images, shapes, spec, partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_exported(path: Path, owner: str) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
@@ -83,6 +67,30 @@ def read_exported(path: Path, owner: str) -> tuple[dict[str, Tensor], dict[str, 
     except ValueError:
         spec = None
     return state, spec if isinstance(spec, dict) else None
+
+
+def _write(copied: nn.Module, images: Tensor, shapes: Any, spec: dict[str, Any], path: Path) -> None:
+    if path.suffix == ".pt2":
+        program = torch.export.export(copied, (images,), dynamic_shapes=shapes)
+        torch.export.save(program, path, extra_files={f"{_KEY}.json": json.dumps(spec)})
+        return
+    with warnings.catch_warnings():
+        # what the exporter says about its own parts and their next versions
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        # unoptimised: batch norms that are folded away could not be read back
+        onnx_program: Any = torch.onnx.export(
+            copied,
+            (images,),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=shapes,
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+        )
+    onnx_program.model.metadata_props[_KEY] = json.dumps(spec)
+    onnx_program.save(str(path), external_data=False)
 
 
 def _read_pt2(path: Path, owner: str) -> tuple[dict[str, Tensor], str | None]:
