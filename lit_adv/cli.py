@@ -3,25 +3,30 @@
 torch is imported only when there is something to run, so that `--help` and `--version` answer at once.
 """
 
+import argparse
 import difflib
 import os
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import NoReturn
 
 from lit_adv.compose import ConfigError
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
+EXPORT = "export"
 
 _OVERVIEW = """\
 lit_adv: craft, attribute, defend against and explain adversarial images
 
 usage: lightning <fit|validate|test|predict> --config FILE [--config FILE ...] [--key.of.the.config=value ...]
+       lightning export --ckpt FILE --to <safetensors|pt2|onnx>
 
   fit        train what the config names
   validate   run the validation set through a checkpoint
   test       run the test set through a checkpoint, tables and figures in the run's folder
   predict    run the prediction set through a checkpoint
+  export     write the classifier in a checkpoint for other programs; see lightning export --help
 
   lightning fit --config configs/digits/victims/small_cnn.yaml     train a classifier to attack
   lightning fit --config configs/cifar10/redrl.yaml --trainer.max_epochs=1 --data.batch_size=64
@@ -51,8 +56,11 @@ def main() -> None:
             f"lit_adv {version('lit_adv')} (pytorch-lightning {version('pytorch-lightning')}, torch {version('torch')})"
         )
         return
+    if arguments[0] == EXPORT:
+        _export(arguments[1:], debug)
+        return
     if arguments[0] not in SUBCOMMANDS:
-        near = difflib.get_close_matches(arguments[0], SUBCOMMANDS, n=1)
+        near = difflib.get_close_matches(arguments[0], (*SUBCOMMANDS, EXPORT), n=1)
         hint = f"did you mean {near[0]}?" if near else f"it comes first and is one of {', '.join(SUBCOMMANDS)}"
         _fail(f"lightning: there is no subcommand {arguments[0]!r} ({hint})", 2)
     # LightningCLI 2.6 calls what jsonargparse 5 will drop; our pins keep the two together
@@ -78,6 +86,46 @@ def _run(arguments: list[str], debug: bool) -> None:
         if debug or not diagnosis.said_by_us(error):
             raise
         _fail(diagnosis.message_of(error), 2)
+
+
+def _export(arguments: list[str], debug: bool) -> None:
+    """`lightning export`: needs no config and no trainer."""
+    parser = argparse.ArgumentParser(
+        prog=f"lightning {EXPORT}",
+        description="Writes a classifier, its normalisation inside, from images in [0, 1] of any batch size to logits.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--ckpt", required=True, help="a checkpoint or an exported file; or weights, with --name")
+    parser.add_argument("--to", choices=("safetensors", "pt2", "onnx"), help="the format; that of --out without it")
+    parser.add_argument("--out", help="where to; beside the checkpoint without it")
+    parser.add_argument("--name", help="the architecture of plain weights, such as RobustBench's: wide_resnet28_10")
+    parser.add_argument("--num_classes", type=int, default=10, help="of plain weights")
+    parser.add_argument("--image_size", type=int, default=32, help="of plain weights")
+    parser.add_argument("--in_channels", type=int, default=3, help="of plain weights")
+    parser.add_argument("--mean", type=float, nargs="+", help="of plain weights that do not say it")
+    parser.add_argument("--std", type=float, nargs="+", help="of plain weights that do not say it")
+    given = parser.parse_args(arguments)
+    if given.to is None and given.out is None:
+        parser.error("--to or --out must say the format")
+    out = Path(given.out) if given.out else Path(given.ckpt).with_suffix(f".{given.to}")
+    if given.to is not None and out.suffix != f".{given.to}":
+        parser.error(f"--out must end in .{given.to}, got {out}")
+    if out.resolve() == Path(given.ckpt).resolve():
+        parser.error(f"--out must be another file than --ckpt, got {out}")
+    from lit_adv.models.classifier import classifier, export_classifier, load_classifier
+
+    try:
+        if given.name is None:
+            model = load_classifier(given.ckpt)
+        else:
+            sizes = (given.num_classes, given.image_size, given.in_channels)
+            model = classifier(given.name, *sizes, given.ckpt, given.mean, given.std).eval()
+        export_classifier(model, out)
+    except (ValueError, OSError, ImportError) as error:
+        if debug:
+            raise
+        _fail(str(error), 2)
+    print(f"exported: {out}")
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -11,6 +11,7 @@ from lit_adv.attacks.deepfool import DeepFool
 from lit_adv.attacks.ead import EAD
 from lit_adv.attacks.fab import FAB
 from lit_adv.attacks.fmn import FMN
+from lit_adv.attacks.generated import GeneratedPerturbation
 from lit_adv.attacks.gradient import BIM, FGM, FGSM, FGVM, ILLC, MIFGSM, PGD, RandFGSM
 from lit_adv.attacks.jsma import JSMA
 from lit_adv.attacks.lbfgs import LBFGS
@@ -25,6 +26,7 @@ from lit_adv.attacks.regions import Center, Frame, Mask, RandomPatch, RandomPixe
 from lit_adv.attacks.rubbish import ClassImage, MapElites, RubbishImages
 from lit_adv.attacks.square import Square
 from lit_adv.attacks.substitute import Oracle, SubstituteModel
+from lit_adv.attacks.temperature import AtTemperature
 from lit_adv.attacks.traits import attack_family, linf_budget
 from lit_adv.attacks.transfer import EnsembleTransfer
 from lit_adv.attacks.transferability import TransferResult, random_targets, transfer
@@ -49,6 +51,7 @@ __all__ = [
     "PGD",
     "ARTAttack",
     "AdversarialPatch",
+    "AtTemperature",
     "Attack",
     "AttackResult",
     "AutoAttack",
@@ -62,6 +65,7 @@ __all__ = [
     "EnsembleTransfer",
     "FoolboxAttack",
     "Frame",
+    "GeneratedPerturbation",
     "LaVAN",
     "MapElites",
     "Mask",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lit_adv.attacks.apgd import APGD
 from lit_adv.attacks.attack import Attack
 from lit_adv.attacks.autoattack import AutoAttack
+from lit_adv.attacks.generated import GeneratedPerturbation
 from lit_adv.attacks.gradient import FGM, FGSM, FGVM, RandFGSM, SteepestDescent
 from lit_adv.attacks.noise import RandomNoise, SemiRandomNoise
 from lit_adv.attacks.norms import Linf
@@ -13,6 +14,7 @@ from lit_adv.attacks.pgap import SSIMSteps
 from lit_adv.attacks.random_search import RandomSearch
 from lit_adv.attacks.square import Square
 from lit_adv.attacks.substitute import SubstituteModel
+from lit_adv.attacks.temperature import AtTemperature
 from lit_adv.attacks.transfer import EnsembleTransfer
 from lit_adv.attacks.universal import UniversalPerturbation
 
@@ -20,11 +22,13 @@ from lit_adv.attacks.universal import UniversalPerturbation
 def attack_family(attack: Attack) -> str:
     """The family of an attack, by what kind of perturbation it makes and how.
 
-    The first that holds: what the class itself says (`Attack.family`); ``noise``; ``patch``; ``perceptual``;
-    ``universal``; ``black_box`` (the network is asked for answers at most); ``sparse`` (few pixels: the L0 norm);
-    ``minimal_norm`` (looks for the smallest perturbation); ``one_step`` and ``iterative`` gradient methods with a
-    budget; ``other``.
+    That of the inner attack for `AtTemperature`; else the first that holds: what the class itself says
+    (`Attack.family`); ``noise``; ``patch``; ``perceptual``; ``universal``; ``generated`` (drawn by a network);
+    ``black_box`` (the network is asked for answers at most); ``sparse`` (few pixels: the L0 norm); ``minimal_norm``
+    (looks for the smallest perturbation); ``one_step`` and ``iterative`` gradient methods with a budget; ``other``.
     """
+    if isinstance(attack, AtTemperature):
+        return attack_family(attack.attack)
     if attack.family is not None:
         return attack.family
     for name, kinds in _KINDS.items():
@@ -56,5 +60,6 @@ _KINDS: dict[str, tuple[type[Attack], ...]] = {
     "patch": (PlacedPatch, AdversarialPatch),
     "perceptual": (SSIMSteps,),
     "universal": (UniversalPerturbation,),
+    "generated": (GeneratedPerturbation,),
     "black_box": (Square, RandomSearch, SubstituteModel, EnsembleTransfer),
 }

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from lit_adv.attacks import Attack, Region
 from lit_adv.files import replacing
+from lit_adv.models import PerturbationNetwork
+from lit_adv.models.weights import read_file
 
 _KEY = "attack"
 
@@ -38,18 +40,20 @@ def save_attack(attack: Attack, path: str | Path) -> None:
 
 
 def load_attack(path: str) -> Attack:
-    """The attack in a file of `save_attack`, with its tensors on the CPU.
+    """The attack in a file of `save_attack` or in a checkpoint of a task that trains one, with its tensors on the CPU.
 
     In a config it stands for the attack: `class_path: lit_adv.data.load_attack`, `init_args: {path: FILE}`.
 
     Args:
-        path: The file.
+        path: The file: `.safetensors`, or `.ckpt` of `FitAttack` or `PerturbationGenerator`.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file is damaged, or holds no attack that there is.
     """
     file = Path(path)
+    if file.suffix == ".ckpt":
+        return _from_checkpoint(path)
     if not file.is_file():
         raise FileNotFoundError(
             f"load_attack: there is no file '{path}' (make it with `lightning fit` and a config of FitAttack, or with"
@@ -94,6 +98,17 @@ def unpack(text: str, tensors: dict[str, Tensor]) -> Attack:
     return attack
 
 
+def _from_checkpoint(path: str) -> Attack:
+    how = "make it with `lightning fit` and a config of FitAttack or PerturbationGenerator"
+    content = read_file(path, "load_attack", how).get("attack")
+    if content is None:
+        raise ValueError(f"load_attack: '{path}' holds no attack ({how})")
+    try:
+        return unpack(*content)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"load_attack: '{path}' holds no attack that can be made: {error}") from error
+
+
 def _plain(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
     """The value in JSON's terms; a mapping with one key, the kind, is all that is no number, text or list."""
     if value is None or isinstance(value, bool | int | str):
@@ -107,6 +122,10 @@ def _plain(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
         # a clone, as safetensors refuses tensors that share memory
         tensors[place] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {"tensor": place}
+    if isinstance(value, PerturbationNetwork):
+        for name, tensor in value.state_dict().items():
+            tensors[f"{place}.{name}"] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {"generator": value.spec, "place": place}
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {"dict": {key: _plain(item, f"{place}.{key}", tensors) for key, item in value.items()}}
     if isinstance(value, Attack | Region) and dataclasses.is_dataclass(value):
@@ -131,6 +150,15 @@ def _made(value: Any, tensors: dict[str, Tensor]) -> Any:
         return tuple(_made(item, tensors) for item in value["tuple"])
     if "tensor" in value:
         return tensors[value["tensor"]]
+    if "generator" in value:
+        place = f"{value['place']}."
+        state = {name.removeprefix(place): tensor for name, tensor in tensors.items() if name.startswith(place)}
+        network = PerturbationNetwork(**value["generator"])
+        try:
+            network.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"the generator's weights do not fit it: {error}") from error
+        return network.eval()
     if "dict" in value:
         return {key: _made(item, tensors) for key, item in value["dict"].items()}
     # a class that has been imported, never one that the file would have imported

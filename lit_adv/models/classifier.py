@@ -11,12 +11,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lit_adv.models.exported_files import EXPORTED, read_exported, write_exported
 from lit_adv.models.lipschitz import LipschitzNorm, lipschitz_bound
 from lit_adv.models.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
 from lit_adv.models.parseval import WideResNetName, wide_resnet
+from lit_adv.models.robustbench_networks import ROBUSTBENCH_NAMES, RobustBenchName, robustbench_network
 from lit_adv.models.small import CIFARResNet, SmallCNN
 from lit_adv.models.torchvision_networks import SMALL_IMAGE, TORCHVISION_NAMES, torchvision_network
-from lit_adv.models.weights import StateDict, differences, imagenet_state_dict, read_file, read_state_dict
+from lit_adv.models.weights import StateDict, Weights, differences, imagenet_state_dict, read_file, read_weights
 
 ClassifierName = Literal[
     "resnet18",
@@ -35,8 +37,10 @@ ClassifierName = Literal[
     "resnet44",
     "resnet56",
     WideResNetName,
+    RobustBenchName,
 ]
-"""The architectures: torchvision's, a small CNN, the CIFAR ResNets of He et al., wide ResNets and Parseval networks."""
+"""The architectures: torchvision's, a small CNN, the CIFAR ResNets of He et al., wide ResNets, Parseval networks and
+RobustBench's."""
 
 
 class Classifier(nn.Module):
@@ -48,8 +52,10 @@ class Classifier(nn.Module):
         image_size: Side of the images in pixels. Up to 64 the stem keeps the resolution, above it is ImageNet's.
         in_channels: C.
         weights: None leaves random weights. "imagenet" downloads torchvision's; the head stays only for 1000 classes.
-            A path names a plain state_dict of `network` (`.pth` or `.safetensors`).
-        mean: One number a channel on the scale of `[0, 1]`; ImageNet's by default, 0.5 unless there are 3 channels.
+            A path names a file of `save_classifier` or `export_classifier`, a state_dict of `network`, or one of
+            RobustBench's or other models of this architecture (see `read_weights`).
+        mean: One number a channel on the scale of `[0, 1]`. None takes that of the file of weights where there is one;
+            else it is ImageNet's, or 0.5 unless there are 3 channels.
         std: The same, above 0.
 
     Raises:
@@ -72,6 +78,11 @@ class Classifier(nn.Module):
         check_name(name, "Classifier")
         _check_sizes(name, num_classes, image_size, in_channels)
         rgb = in_channels == 3
+        found = None
+        if weights is not None and str(weights) != "imagenet":
+            found = read_weights(weights, "Classifier")
+            mean = _statistic("mean", mean, found.mean, name, weights)
+            std = _statistic("std", std, found.std, name, weights)
         mean = _per_channel("mean", mean if mean is not None else (IMAGENET_MEAN if rgb else [0.5]), in_channels)
         std = _per_channel("std", std if std is not None else (IMAGENET_STD if rgb else [0.5]), in_channels)
         if min(std) <= 0:
@@ -86,10 +97,10 @@ class Classifier(nn.Module):
         }
         self.normalize = Normalize(mean, std)
         self.network = _network(name, num_classes, image_size, in_channels)
-        if weights is not None and str(weights) == "imagenet":
-            self._load_imagenet()
+        if found is not None:
+            self._load(found, weights)
         elif weights is not None:
-            self._load_file(weights)
+            self._load_imagenet()
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `(B, K)` of images `(B, C, H, W)` in `[0, 1]`."""
@@ -125,21 +136,9 @@ class Classifier(nn.Module):
             )
         self.network.load_state_dict(state)
 
-    def _load_file(self, path: str | Path) -> None:
+    def _load(self, found: Weights, path: str | Path | None) -> None:
         name, num_classes = self.spec["name"], self.spec["num_classes"]
-        state = read_state_dict(path, "Classifier")
-        if any(key.startswith("network.") for key in state):
-            for field in ("mean", "std"):
-                stored = state.get(f"normalize.{field}")
-                if (
-                    stored is not None
-                    and stored.flatten().tolist() != getattr(self.normalize, field).flatten().tolist()
-                ):
-                    raise ValueError(
-                        f"Classifier: '{path}' was trained with {field} {stored.flatten().tolist()}, got"
-                        f" {self.spec[field]} (give {field} as it was trained, or use load_classifier)"
-                    )
-            state = {key.removeprefix("network."): value for key, value in state.items() if key.startswith("network.")}
+        state = _with_own_names(found.state, name)
         own = self.network.state_dict()
         last = _head(self.network) + "weight"
         wrong = differences(own, state)
@@ -192,12 +191,38 @@ def save_classifier(model: Classifier, path: str | Path, neutralization: Mapping
     partial.replace(path)
 
 
+def export_classifier(model: nn.Module, path: str | Path) -> None:
+    """Writes a classifier for others: normalisation inside, from images in [0, 1] of any batch size to logits.
+
+    Args:
+        model: A `Classifier`.
+        path: Where to. ``.safetensors`` holds weights and description (`save_classifier`); ``.pt2`` runs wherever
+            PyTorch is (`torch.export.load(path).module()`), in eval mode; ``.onnx`` runs in ONNX Runtime and others,
+            from ``images`` to ``logits``.
+
+    Raises:
+        ValueError: The path ends otherwise, or it is another module.
+        ImportError: ONNX is asked for and not installed.
+    """
+    path = Path(path)
+    if path.suffix not in (".safetensors", *EXPORTED):
+        raise ValueError(f"export_classifier: path must end in .safetensors, .pt2 or .onnx, got '{path}'")
+    if not isinstance(model, Classifier):
+        raise ValueError(
+            f"export_classifier: model must be a Classifier, got {type(model).__name__} (export the one inside it)"
+        )
+    if path.suffix == ".safetensors":
+        save_classifier(model, path)
+    else:
+        write_exported(model, model.spec, path)
+
+
 def load_classifier(path: str | Path) -> nn.Module:
     """A trained classifier in eval mode, on the CPU.
 
     Args:
-        path: A checkpoint of `VictimClassifier` (`.ckpt`), or a file of `save_classifier` or of
-            `NeutralizationDefense.save` (`.safetensors`).
+        path: A checkpoint of `VictimClassifier` (`.ckpt`), or a file of `save_classifier`, of
+            `NeutralizationDefense.save` (`.safetensors`) or of `export_classifier` (`.pt2`, `.onnx`).
 
     Returns:
         A `Classifier`, or the `NeutralizationDefense` around one.
@@ -208,20 +233,25 @@ def load_classifier(path: str | Path) -> nn.Module:
     """
     owner = "load_classifier"
     how = "train it with `lightning fit --config configs/<set>/victim.yaml`, or correct the path"
-    content = read_file(path, owner, how)
-    if Path(path).suffix == ".safetensors":
+    spec: Any
+    state: Any
+    if Path(path).suffix in EXPORTED:
+        state, spec = read_exported(Path(path), owner)
+    elif Path(path).suffix == ".safetensors":
+        state = read_file(path, owner, how)
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get("classifier")
-        spec: Any = json.loads(text) if text else None
-        state: Any = content
+        spec = json.loads(text) if text else None
     else:
+        content = read_file(path, owner, how)
         spec, state = content.get("classifier"), content.get("state_dict")
         if isinstance(state, dict):
             state = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
     if not isinstance(spec, dict) or not isinstance(state, dict):
         raise ValueError(
-            f"{owner}: '{path}' does not say which classifier it holds (it must come from VictimClassifier or"
-            " save_classifier; a plain state_dict goes to Classifier(name, num_classes, weights=path))"
+            f"{owner}: '{path}' does not say which classifier it holds (it must come from VictimClassifier,"
+            " save_classifier or export_classifier; a plain state_dict goes to"
+            " Classifier(name, num_classes, weights=path))"
         )
     blob, value = (state.pop(_NEUTRALIZATION + key, None) for key in ("blob", "value"))
     try:
@@ -259,6 +289,43 @@ def check_name(name: str, owner: str) -> None:
 
 _NEUTRALIZATION = "neutralization."
 _CIFAR_DEPTHS = {"resnet20": 20, "resnet32": 32, "resnet44": 44, "resnet56": 56}
+
+
+def _statistic(
+    field: str, given: Sequence[float] | None, stored: Tensor | None, name: str, path: str | Path
+) -> Sequence[float] | None:
+    """The mean or std to use with a file of weights."""
+    if stored is None:
+        if given is None and name in ROBUSTBENCH_NAMES:
+            raise ValueError(
+                f"Classifier: '{path}' does not say its {field}, and {name} has no usual one: give {field} as it was"
+                f" trained ([{'0' if field == 'mean' else '1'}] for pixels in [0, 1] as they are, as most of"
+                " RobustBench's models take them)"
+            )
+        return given
+    if given is None:
+        return [float(value) for value in stored]
+    expected = torch.tensor([float(value) for value in given])
+    if not torch.equal(*torch.broadcast_tensors(expected, stored)):
+        raise ValueError(
+            f"Classifier: '{path}' was trained with {field} {stored.tolist()}, got {list(given)} (leave {field} out, or"
+            " give it as it was trained)"
+        )
+    return given
+
+
+def _with_own_names(state: StateDict, name: str) -> StateDict:
+    """The names of this architecture here in place of those that RobustBench's files have."""
+    if name.startswith("wide_resnet"):
+        # a stage that TRADES' code makes and never calls
+        return {key: value for key, value in state.items() if not key.startswith("sub_block1.")}
+    if name in ("resnet18", "resnet50") and "linear.weight" in state:
+        return {
+            key.replace(".shortcut.", ".downsample.").replace("linear.", "fc."): value for key, value in state.items()
+        }
+    return state
+
+
 # below, a pooling layer has nothing left or every stage sees a single pixel
 _SMALLEST = {"vgg16": 32, "vgg16_bn": 32, "vgg19": 32, "vgg19_bn": 32, "alexnet": 16}
 
@@ -270,6 +337,8 @@ def _network(name: str, num_classes: int, image_size: int, in_channels: int) -> 
         return CIFARResNet(_CIFAR_DEPTHS[name], num_classes, in_channels)
     if name in get_args(WideResNetName):
         return wide_resnet(name, num_classes, image_size, in_channels)
+    if name in ROBUSTBENCH_NAMES:
+        return robustbench_network(name, num_classes, in_channels)
     return torchvision_network(name, num_classes, image_size, in_channels)
 
 

@@ -21,7 +21,7 @@ from lit_adv.attacks import (
 
 FAMILIES = {
     "noise": "RandomNoise SemiRandomNoise",
-    "one_step": "FGSM FGM FGVM RandFGSM",
+    "one_step": "FGSM FGM FGVM RandFGSM AtTemperature",
     "iterative": "BIM MIFGSM ILLC PGD APGD AutoAttack",
     "minimal_norm": "DeepFool CarliniWagnerL2 CarliniWagnerLinf LBFGS EAD DDN FMN FAB",
     "sparse": "CarliniWagnerL0 JSMA OnePixel",
@@ -29,6 +29,7 @@ FAMILIES = {
     "black_box": "Square RandomSearch SubstituteModel EnsembleTransfer",
     "perceptual": "PGAP FPGAP",
     "universal": "UniversalPerturbation",
+    "generated": "GeneratedPerturbation",
     "other": "FoolboxAttack TorchattacksAttack ARTAttack",
 }
 EXAMPLES = [

@@ -22,7 +22,7 @@ from lit_adv.attacks import (
 from lit_adv.attacks.transfer import TinyNetwork
 from lit_adv.data import load_attack, save_attack
 
-NETWORKS = {"EnsembleTransfer", "SubstituteModel"}
+NETWORKS = {"EnsembleTransfer", "GeneratedPerturbation", "SubstituteModel"}
 EXAMPLES = {
     cls.__name__: cls.example()
     for cls in vars(attacks).values()

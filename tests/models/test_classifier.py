@@ -180,8 +180,10 @@ def test_weights_of_another_network(tmp_path):
 def test_weights_with_another_normalisation(tmp_path):
     path = tmp_path / "w.pth"
     torch.save(classifier("small_cnn", 10, mean=[0.0], std=[1.0]).state_dict(), path)
-    with pytest.raises(ValueError, match=r"was trained with mean \[0.0, 0.0, 0.0\]"):
-        classifier("small_cnn", 10, weights=path)
+    with pytest.raises(ValueError, match=r"was trained with mean \[0.0, 0.0, 0.0\], got \[0.5\]"):
+        classifier("small_cnn", 10, weights=path, mean=[0.5])
+    # what nobody says is the file's
+    assert classifier("small_cnn", 10, weights=path).spec["mean"] == [0.0, 0.0, 0.0]
 
 
 def test_unusable_files(tmp_path):
