@@ -84,13 +84,20 @@ def check_rows(owner: str, rows: float) -> None:
 
 def _retract_(weights: list[Tensor], beta: float | Tensor, rows: float, generator: torch.Generator) -> None:
     wide = [len(weight) <= weight[0].numel() for weight in weights]
-    matrices = torch.stack(
-        [w.flatten(1) if is_wide else w.flatten(1).T for w, is_wide in zip(weights, wide, strict=True)]
-    )
-    # in half precision beta times anything is lost against 1
-    matrices = matrices.float() if matrices.dtype in (torch.float16, torch.bfloat16) else matrices
-    count, short, long = matrices.shape
+    views = [w.flatten(1) if is_wide else w.flatten(1).T for w, is_wide in zip(weights, wide, strict=True)]
+    half = views[0].dtype in (torch.float16, torch.bfloat16)
+    count, (short, long) = len(views), views[0].shape
     chosen = max(1, round(rows * short))
+    if chosen == short and views[0].device.type == "cpu" and not half:
+        # where no launch is saved: a batched product of few large matrices takes longer than one after the other
+        length = float(beta)
+        for weight, view, is_wide in zip(weights, views, wide, strict=True):
+            found = torch.addmm(view, view @ view.mT, view, beta=1 + length, alpha=-length)
+            weight.copy_((found if is_wide else found.T).reshape(weight.shape))
+        return
+    matrices = torch.stack(views)
+    # in half precision beta times anything is lost against 1
+    matrices = matrices.float() if half else matrices
     if chosen == short:
         matrices = _step(matrices, beta)
     else:
@@ -103,7 +110,4 @@ def _retract_(weights: list[Tensor], beta: float | Tensor, rows: float, generato
 
 def _step(matrices: Tensor, beta: float | Tensor) -> Tensor:
     # through the Gram matrix of the short side; W + beta (W - W W^T W)
-    if matrices.device.type == "cpu":
-        # where a batched product of few large matrices takes longer than one after the other, and no launch is saved
-        return torch.stack([each + beta * (each - each @ each.mT @ each) for each in matrices])
     return matrices + beta * (matrices - matrices @ matrices.mT @ matrices)
