@@ -1,8 +1,19 @@
 """What is trained: LightningModules, each with its loss; and techniques that learn a classifier in one call."""
 
+from lit_adv.tasks.adversarial_training import AdversarialTraining
+from lit_adv.tasks.ensemble_adversarial_training import EnsembleAdversarialTraining
 from lit_adv.tasks.fit_attack import FitAttack
 from lit_adv.tasks.redrl import REDRL
 from lit_adv.tasks.techniques import EstimatorTechnique, NetworkTechnique, Technique
 from lit_adv.tasks.victim_classifier import VictimClassifier
 
-__all__ = ["REDRL", "EstimatorTechnique", "FitAttack", "NetworkTechnique", "Technique", "VictimClassifier"]
+__all__ = [
+    "REDRL",
+    "AdversarialTraining",
+    "EnsembleAdversarialTraining",
+    "EstimatorTechnique",
+    "FitAttack",
+    "NetworkTechnique",
+    "Technique",
+    "VictimClassifier",
+]
