@@ -47,9 +47,9 @@ class EnsembleAdversarialTraining(AdversarialTraining):
         clean_weight: float = 0.5,
         **kwargs: Any,
     ) -> None:
+        replays = kwargs.get("replays", 1)
+        self._refuse(replays != 1, "replays", replays, "an ensemble: the perturbation carried on is the network's own")
         super().__init__(name, attack=FGSM() if attack is None else attack, clean_weight=clean_weight, **kwargs)
-        replays = self.hparams["replays"]
-        self._refuse(replays > 1, "replays", replays, "an ensemble: the perturbation carried on is the network's own")
         # beside the submodules: neither trained nor saved
         self.__dict__["sources"] = dict(sources or {})
         self.__dict__["drawn"] = ""

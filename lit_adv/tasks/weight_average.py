@@ -5,12 +5,12 @@ import copy
 import torch
 from torch import nn
 
-from lit_adv.models import Classifier, freeze_
+from lit_adv.models import Classifier
 
 
 def averaged_copy(model: Classifier) -> Classifier:
-    """A frozen copy in eval mode, the start of an average."""
-    return freeze_(copy.deepcopy(model))
+    """A copy that takes no gradients, the start of an average."""
+    return copy.deepcopy(model).requires_grad_(False)
 
 
 def update_average_(average: nn.Module, model: nn.Module, decay: float, updates: int) -> None:
