@@ -1,5 +1,6 @@
 """Training on adversarial images that the network itself gives rise to."""
 
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -60,6 +61,8 @@ class AdversarialTraining(VictimClassifier):
             tells the label (label leaking, Kurakin et al. 2017). One forward pass more.
         crafting_mode: ``eval`` crafts with BatchNorm's running statistics, ``keep`` with those of the batch, in train
             mode; running statistics do not move.
+        crafting_precision: ``bf16`` crafts under autocast to bfloat16, about twice as fast where the processor has such
+            instructions; the weights' own passes stay as they are. ``same`` crafts as the trainer's precision has it.
         halves: Where clean and adversarial images are both trained on: ``apart`` in two forward passes, clean first,
             each normalised by its own batch statistics; ``together`` in one pass of both.
         schedule: ``steps`` is that of ``milestones``; ``cyclic`` rises to ``learning_rate`` over the first half of the
@@ -95,6 +98,7 @@ class AdversarialTraining(VictimClassifier):
         awp: float = 0.0,
         attack_label: Literal["true", "predicted"] = "true",
         crafting_mode: Literal["eval", "keep"] = "eval",
+        crafting_precision: Literal["same", "bf16"] = "same",
         halves: Literal["apart", "together"] = "apart",
         schedule: Literal["steps", "cyclic"] = "steps",
         ema_decay: float = 0.0,
@@ -133,7 +137,9 @@ class AdversarialTraining(VictimClassifier):
         if self.hparams["attack_label"] == "predicted":
             labels = predictions(network, images)
         seed = mix_int(self.hparams["seed"], self.current_epoch)
-        return self.attack(network, images, labels, seed=seed, mode=self.hparams["crafting_mode"])
+        low = self.hparams["crafting_precision"] == "bf16"
+        with torch.autocast(images.device.type, torch.bfloat16) if low else nullcontext():
+            return self.attack(network, images, labels, seed=seed, mode=self.hparams["crafting_mode"])
 
     def source(self) -> nn.Module:
         """The network that this step crafts on: the one in training."""
@@ -351,6 +357,7 @@ _CHOICES = {
     "loss": ("adversarial", "trades", "mart"),
     "attack_label": ("true", "predicted"),
     "crafting_mode": ("eval", "keep"),
+    "crafting_precision": ("same", "bf16"),
     "halves": ("apart", "together"),
     "schedule": ("steps", "cyclic"),
 }
@@ -360,4 +367,5 @@ _NOT_WITH_REPLAYS = {
     "awp": 0,
     "attack_label": "true",
     "crafting_mode": "eval",
+    "crafting_precision": "same",
 }

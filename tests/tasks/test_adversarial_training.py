@@ -106,7 +106,7 @@ def ascend(model, x, start, eps, step_size, steps, loss):
     return moved.detach()
 
 
-def by_hand(model, batches, kind):  # noqa: C901
+def by_hand(model, batches, kind):
     """The variants as their papers have them, one step of descent a batch."""
     delta = torch.zeros_like(batches[0][0])
     for x, y in batches:
@@ -256,6 +256,19 @@ def test_crafting_mode_decides_about_batch_statistics():
         leaf = x.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(F.cross_entropy(model(leaf), y, reduction="sum"), leaf)
         torch.testing.assert_close(task.craft(x, y), (x + 0.1 * gradient.sign()).clamp(0, 1))
+
+
+def test_crafting_in_bfloat16_leaves_the_loss_in_float32():
+    x, y = batch(dtype=torch.float32)
+    task = made(attack=PGD(steps=2), crafting_precision="bf16", double=False)
+    seen = []
+    task.model.head.register_forward_hook(lambda _, __, out: seen.append(out.dtype))
+    loss = task.training_loss(x, y)
+    assert seen == [torch.bfloat16] * 2 + [torch.float32]
+    assert loss.dtype == torch.float32
+    crafted = task.craft(x, y)
+    assert crafted.dtype == torch.float32
+    assert (crafted - x).abs().max() <= 8 / 255 + 1e-6
 
 
 def test_on_a_linear_network_many_steps_reach_what_one_reaches():
@@ -490,6 +503,7 @@ def test_learns_to_resist(tmp_path):
         ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\), got 1.0"),
         ({"attack_label": "pred"}, "attack_label must be true or predicted, got 'pred'"),
         ({"crafting_mode": "train"}, "crafting_mode must be eval or keep, got 'train'"),
+        ({"crafting_precision": "fp16"}, "crafting_precision must be same or bf16, got 'fp16'"),
         ({"halves": "both"}, "halves must be apart or together, got 'both'"),
         ({"schedule": "cosine"}, "schedule must be steps or cyclic, got 'cosine'"),
         ({"name": "resnet19"}, "AdversarialTraining: name must be one of"),
@@ -523,7 +537,8 @@ reduced = []
 
 def counting(state, bucket):
     reduced.append(bucket.index())
-    return torch.distributed.all_reduce(bucket.buffer().div_(2), async_op=True).get_future().then(lambda f: f.value()[0])
+    work = torch.distributed.all_reduce(bucket.buffer().div_(2), async_op=True)
+    return work.get_future().then(lambda future: future.value()[0])
 
 
 class Drawn(pl.Callback):
@@ -543,7 +558,8 @@ for kind, (task_class, settings) in kinds.items():
     drawn = []
     reduced.clear()
     run = pl.Trainer(max_epochs=2, devices=ranks, strategy=strategy, callbacks=[Drawn()], **options)
-    data = Digits(image_size=8, batch_size=16 // ranks, eval_batch_size=10, train_limit=39, validation=33, test_limit=21)
+    sizes = {"train_limit": 40, "validation": 33, "test_limit": 21, "eval_batch_size": 10}
+    data = Digits(image_size=8, batch_size=16 // ranks, **sizes)
     run.fit(task, datamodule=data)
     count = len(reduced)
     values = {key: float(value) for key, value in run.callback_metrics.items() if key.startswith("val")}
@@ -559,7 +575,7 @@ for kind, (task_class, settings) in kinds.items():
 
 @pytest.mark.slow
 def test_two_ranks_equal_one_and_reduce_once_a_step(tmp_path):
-    """39 training images: the last batches of the ranks differ in size; 33 and 21 are odd."""
+    """33 and 21 are odd: a sampler that pads would count one twice."""
     (tmp_path / "ranks.py").write_text(RANKS)
     for ranks in (1, 2):
         command = [sys.executable, str(tmp_path / "ranks.py"), str(ranks), str(tmp_path)]
