@@ -1,7 +1,7 @@
 """Speed of adversarial training beside plain PyTorch loops with other libraries' attacks.
 
     python -m benchmarks.adversarial_training [--batch 32] [--steps 10] [--model resnet18] [--rounds 3] [--device cuda]
-                                              [--threads 1] [--accuracy 0] [--out docs]
+                                              [--threads 1] [--accuracy 0] [--peers torchattacks] [--out docs]
 
 A step is what a user's training does with a batch: craft with PGD (eps 8/255, steps of 2/255, random start) on the
 network in eval mode, then one pass in train mode, its backward pass and the optimiser's step (SGD, momentum 0.9). The
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib.util
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    steps = {name: make for name, make in makers().items() if name not in PEERS[1:] or _installed(name)}
+    steps = {name: make for name, make in makers().items() if _takes_part(name, options.peers)}
     figures = speeds(steps, options.model, options.batch, options.steps, options.rounds, device)
     if options.accuracy:
         figures += accuracies(steps, options.accuracy, options.steps)
@@ -90,6 +91,7 @@ def speeds(
             taken = timed(lambda step=step: step(x, y), device)  # type: ignore[misc]
             if number:  # the first turn allocates and chooses algorithms
                 best[each] = min(best.get(each, taken), taken)
+                print(f"{each}: {batch / taken:.3g} images/s", file=sys.stderr, flush=True)
     setting = f"{name}, 32x32, batch {batch}, PGD-{steps}, {device.type}"
     figures = [Figure(f"{each}: {setting}", batch / taken, "images/s") for each, taken in best.items()]
     quickest = min(best[each] for each in PEERS if each in best)
@@ -194,9 +196,11 @@ def _network(name: str, side: int, channels: int) -> Classifier:
         return copy.deepcopy(classifier(name, 10, side, channels))
 
 
-def _installed(name: str) -> bool:
-    found = importlib.util.find_spec(name) is not None
-    if not found:
+def _takes_part(name: str, peers: Sequence[str]) -> bool:
+    if name not in PEERS[1:]:
+        return True
+    found = name in peers and importlib.util.find_spec(name) is not None
+    if name in peers and not found:
         print(f"{name}: left out, it is not installed")
     return found
 
@@ -209,6 +213,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--peers", nargs="*", default=list(PEERS[1:]))
     parser.add_argument("--accuracy", type=int, default=0, metavar="EPOCHS", help="also train on digits; 0 does not")
     parser.add_argument("--out", type=Path, help="folder for adversarial_training.csv")
     return parser
