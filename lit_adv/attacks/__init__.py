@@ -14,6 +14,7 @@ from lit_adv.attacks.fmn import FMN
 from lit_adv.attacks.generated import GeneratedPerturbation
 from lit_adv.attacks.gradient import BIM, FGM, FGSM, FGVM, ILLC, MIFGSM, PGD, RandFGSM
 from lit_adv.attacks.jsma import JSMA
+from lit_adv.attacks.kl_pgd import KLPGD
 from lit_adv.attacks.lbfgs import LBFGS
 from lit_adv.attacks.noise import RandomNoise, SemiRandomNoise
 from lit_adv.attacks.noise_levels import noise_at_snr
@@ -44,6 +45,7 @@ __all__ = [
     "FMN",
     "FPGAP",
     "ILLC",
+    "KLPGD",
     "JSMA",
     "LBFGS",
     "MIFGSM",

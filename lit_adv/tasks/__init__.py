@@ -1,6 +1,8 @@
 """What is trained: LightningModules, each with its loss; and techniques that learn a classifier in one call."""
 
+from lit_adv.tasks.adversarial_training import AdversarialTraining
 from lit_adv.tasks.defensive_distillation import DefensiveDistillation
+from lit_adv.tasks.ensemble_adversarial_training import EnsembleAdversarialTraining
 from lit_adv.tasks.fit_attack import FitAttack
 from lit_adv.tasks.parseval_retraction import ParsevalRetraction
 from lit_adv.tasks.parseval_training import ParsevalTraining
@@ -18,6 +20,8 @@ __all__ = [
     "ParsevalTraining",
     "DefensiveDistillation",
     "PerturbationGenerator",
+    "AdversarialTraining",
+    "EnsembleAdversarialTraining",
     "Technique",
     "VictimClassifier",
 ]

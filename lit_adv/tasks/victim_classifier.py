@@ -48,6 +48,7 @@ class VictimClassifier(pl.LightningModule):
 
     monitor = "val/acc"
     monitor_mode = "max"
+    objects: tuple[str, ...] = ()  # arguments of a subclass that are no plain values, and so in no checkpoint
 
     def __init__(
         self,
@@ -72,7 +73,7 @@ class VictimClassifier(pl.LightningModule):
         self._check_range("weight_decay", weight_decay, "at least 0", weight_decay >= 0)
         self._check_range("gamma", gamma, "above 0", gamma > 0)
         self._check_range("label_smoothing", label_smoothing, "in [0, 1)", 0 <= label_smoothing < 1)
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore=list(self.objects))
         self.model: Classifier
         self.val_loss = MeanMetric()
         self._changed: set[str] = set()
