@@ -9,7 +9,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from lit_adv.attacks import FGSM, KLPGD, PGD, Attack, linf_budget
+from lit_adv.attacks import FGSM, KLPGD, PGD, Attack, GeneratedPerturbation, linf_budget
 from lit_adv.attacks.attack import predictions
 from lit_adv.attacks.randomness import mix_int
 from lit_adv.models import Classifier
@@ -37,6 +37,8 @@ class AdversarialTraining(VictimClassifier):
       for weights and images, each batch is trained on m times, and the perturbation is carried on. Take an m-th of the
       epochs.
     * TRADES and MART: ``loss``. AWP: ``awp``.
+    * Against a learned generator, Baluja & Fischer 2018 (arXiv:1703.09387): ``attack`` GeneratedPerturbation,
+      ``update_attack``.
 
     Crafting takes no gradient of a parameter, calls the network itself and so reduces nothing between processes, and
     leaves train flags, buffers and ``.grad`` as they are. Its random numbers depend on ``seed``, the epoch and the
@@ -59,6 +61,9 @@ class AdversarialTraining(VictimClassifier):
             pass more a step.
         attack_label: Whether the attack leaves the ``true`` class, or the ``predicted`` one, so that no perturbation
             tells the label (label leaking, Kurakin et al. 2017). One forward pass more.
+        update_attack: Whether an attack that learns (`GeneratedPerturbation`) takes a step against the network before
+            each of the network's own (Baluja & Fischer 2018): one forward and backward pass more. Its state is in the
+            checkpoint. Without it the attack stays as it was given.
         crafting_mode: ``eval`` crafts with BatchNorm's running statistics, ``keep`` with those of the batch, in train
             mode; running statistics do not move.
         crafting_precision: ``bf16`` crafts under autocast to bfloat16, about twice as fast where the processor has such
@@ -97,6 +102,7 @@ class AdversarialTraining(VictimClassifier):
         replays: int = 1,
         awp: float = 0.0,
         attack_label: Literal["true", "predicted"] = "true",
+        update_attack: bool = False,
         crafting_mode: Literal["eval", "keep"] = "eval",
         crafting_precision: Literal["same", "bf16"] = "same",
         halves: Literal["apart", "together"] = "apart",
@@ -136,6 +142,9 @@ class AdversarialTraining(VictimClassifier):
         network = self.source()
         if self.hparams["attack_label"] == "predicted":
             labels = predictions(network, images)
+        if self.hparams["update_attack"]:
+            assert isinstance(self.attack, GeneratedPerturbation)
+            self.attack.update(network, images, labels)
         seed = mix_int(self.hparams["seed"], self.current_epoch)
         low = self.hparams["crafting_precision"] == "bf16"
         with torch.autocast(images.device.type, torch.bfloat16) if low else nullcontext():
@@ -217,6 +226,9 @@ class AdversarialTraining(VictimClassifier):
             state[_RAW + key.removeprefix(_AVERAGE)] = state[plain]
             state[plain] = state.pop(key)
         checkpoint["average_updates"] = self._updates
+        if self.hparams["update_attack"]:
+            assert isinstance(self.attack, GeneratedPerturbation)
+            checkpoint["attack_training"] = self.attack.training_state()
         if self._free.whole is not None:
             checkpoint["free_perturbation"] = self._free.whole
 
@@ -245,6 +257,9 @@ class AdversarialTraining(VictimClassifier):
             state.update({_MODEL + key.removeprefix(_RAW): value for key, value in raw.items()})
         self._updates = int(checkpoint.get("average_updates", 0))
         self._free.whole = checkpoint.get("free_perturbation")
+        if fitting and self.hparams["update_attack"] and "attack_training" in checkpoint:
+            assert isinstance(self.attack, GeneratedPerturbation)
+            self.attack.load_training_state(checkpoint["attack_training"])
 
     def _build(self, model: Classifier) -> None:
         super()._build(model)
@@ -328,6 +343,11 @@ class AdversarialTraining(VictimClassifier):
         self._refuse(
             given["clean_weight"] and not plain, "clean_weight", given["clean_weight"], f"loss {given['loss']}"
         )
+        if given["update_attack"] and not isinstance(attack, GeneratedPerturbation):
+            raise ValueError(
+                f"{self._name}: attack must learn where update_attack is set, got {type(attack).__name__} (take"
+                " GeneratedPerturbation, or leave update_attack out)"
+            )
         smooth = given["label_smoothing"]
         self._refuse(smooth and given["loss"] == "mart", "label_smoothing", smooth, "loss mart")
         if given["replays"] == 1:
@@ -366,6 +386,7 @@ _NOT_WITH_REPLAYS = {
     "clean_weight": 0,
     "awp": 0,
     "attack_label": "true",
+    "update_attack": False,
     "crafting_mode": "eval",
     "crafting_precision": "same",
 }

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from benchmarks import adversarial_training as bench
 from torch import nn
+
+from benchmarks import adversarial_training as bench
 
 
 def small(name, side, channels):

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lit_adv.attacks import BIM, FGSM, KLPGD, PGD, DeepFool
+from lit_adv.attacks import BIM, FGSM, KLPGD, PGD, DeepFool, GeneratedPerturbation
 from lit_adv.attacks.attack import predictions
 from lit_adv.attacks.randomness import Draws, mix_int, row_seeds
 from lit_adv.data.datasets import TensorImages
 from lit_adv.data.digits import Digits
 from lit_adv.data.image_datamodule import ImageDataModule
-from lit_adv.models import fingerprint, load_classifier
+from lit_adv.models import PerturbationNetwork, fingerprint, load_classifier
 from lit_adv.runs import Checkpoint
 from lit_adv.tasks import AdversarialTraining
 
@@ -336,9 +336,28 @@ def test_what_is_attacked_by_default():
     assert AdversarialTraining.monitor == "val/robust_acc"
 
 
+def drawing():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return GeneratedPerturbation(generator=PerturbationNetwork(1, width=4, blocks=1), eps=0.1, learning_rate=0.01)
+
+
+def test_an_attack_that_learns_takes_a_step_before_each_of_the_network(monkeypatch):
+    x, y = batch(dtype=torch.float32)
+    given = drawing()
+    task, alone = made(double=False, attack=given, update_attack=True), drawing()
+    for _ in range(2):
+        found = task.craft(x, y)
+        alone.update(task.model, x, y)
+        torch.testing.assert_close(found, alone(task.model, x, y))
+    fixed = made(double=False, attack=drawing())
+    torch.testing.assert_close(fixed.craft(x, y), fixed.craft(x, y), rtol=0, atol=0)
+    assert all(parameter is not other for parameter in task.parameters() for other in given.generator.parameters())
+
+
 def fitted(tmp_path, epochs=2, callbacks=(), ckpt=None, **settings):
     pl.seed_everything(0, verbose=False)
-    task = AdversarialTraining("small_cnn", **settings)
+    task = AdversarialTraining("small_cnn", **copy.deepcopy(settings))  # an attack may learn
     saves = any(isinstance(each, Checkpoint) for each in callbacks)
     run = trainer(tmp_path, epochs, callbacks=list(callbacks), enable_checkpointing=saves)
     run.fit(task, datamodule=Noise(batch_size=10, validation=9), ckpt_path=ckpt, weights_only=True if ckpt else None)
@@ -351,6 +370,7 @@ LONG = {
     "free": {"attack": FGSM(eps=0.1), "replays": 2, "milestones": (1,), "ema_decay": 0.9},
     "free_cyclic": {"attack": FGSM(eps=0.1), "replays": 2, "schedule": "cyclic"},
     "awp": {**SHORT, "awp": 0.01, "milestones": (1,)},
+    "generator": {"attack": drawing(), "update_attack": True, "learning_rate": 0.05},
 }
 
 
@@ -498,6 +518,7 @@ def test_learns_to_resist(tmp_path):
         ({"replays": 2, "clean_weight": 0.5}, "clean_weight 0.5 does not go together with replays 2"),
         ({"replays": 2, "awp": 0.01}, "awp 0.01 does not go together with replays 2"),
         ({"replays": 2, "attack_label": "predicted"}, "attack_label 'predicted' does not go together with replays 2"),
+        ({"update_attack": True, "attack": PGD()}, "attack must learn where update_attack is set, got PGD"),
         ({"replays": 2, "attack": PGD()}, "attack must be FGSM with replays 2 .*got PGD"),
         ({"awp": 1.0}, r"awp must be in \[0, 1\), got 1.0"),
         ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\), got 1.0"),
@@ -519,18 +540,21 @@ import sys
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import DDPStrategy
-from lit_adv.attacks import FGSM, PGD
+from lit_adv.attacks import FGSM, PGD, GeneratedPerturbation
 from lit_adv.data.digits import Digits
-from lit_adv.models import classifier
+from lit_adv.models import PerturbationNetwork, classifier
 from lit_adv.tasks import AdversarialTraining, EnsembleAdversarialTraining
 
 ranks, folder = int(sys.argv[1]), sys.argv[2]
 attack = PGD(eps=0.1, step_size=0.05, steps=2)
+torch.manual_seed(3)
+drawing = GeneratedPerturbation(generator=PerturbationNetwork(1, width=4, blocks=1).double(), eps=0.1)
 kinds = {
     "madry": (AdversarialTraining, {"attack": attack, "ema_decay": 0.9}),
     "awp": (AdversarialTraining, {"attack": attack, "awp": 0.01}),
     "free": (AdversarialTraining, {"attack": FGSM(eps=0.1), "replays": 2}),
     "ensemble": (EnsembleAdversarialTraining, {"attack": FGSM(eps=0.1)}),
+    "generator": (AdversarialTraining, {"attack": drawing, "update_attack": True}),
 }
 reduced = []
 
@@ -586,7 +610,7 @@ def test_two_ranks_equal_one_and_reduce_once_a_step(tmp_path):
         command = [sys.executable, str(tmp_path / "ranks.py"), str(ranks), str(tmp_path)]
         finished = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
         assert finished.returncode == 0, finished.stderr[-3000:]
-    for kind in ("madry", "awp", "free", "ensemble"):
+    for kind in ("madry", "awp", "free", "ensemble", "generator"):
         one, two = (torch.load(tmp_path / f"{kind}-{ranks}.pt", weights_only=True) for ranks in (1, 2))
         torch.testing.assert_close(one["weights"], two["weights"], atol=1e-3, rtol=0, msg=lambda m, k=kind: f"{k}: {m}")
         assert one["values"] == pytest.approx(two["values"], rel=1e-3), kind
