@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from torch import nn
 
 from lit_adv import cli, runs
 from lit_adv.compose import compose
+from lit_adv.models import classifier
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SETS = ("digits", "fashion_mnist", "cifar10", "tiny_imagenet", "imagenet")
@@ -234,6 +236,7 @@ def test_the_papers_masks_have_the_papers_areas(side):
 
 @pytest.mark.parametrize("name", PAIR_SETS)
 def test_neutralisation_is_of_the_papers_network_pairs_and_attack(name):
+    text = (CONFIGS / name / "neutralization.yaml").read_text()
     config = compose(CONFIGS / name / "neutralization.yaml")
     victims = {path.stem: compose(path) for path in (CONFIGS / name / "victims").iterdir()}
     assert config["model"] == victims["vgg16"]["model"]
@@ -244,6 +247,13 @@ def test_neutralisation_is_of_the_papers_network_pairs_and_attack(name):
     assert [pair for pair in settings["pairs"] if pair in expected] in (expected, expected[::-1])
     eps = "8/255" if name in ("cats_dogs", "malaria") else 0.3
     assert settings["attack"] == {"class_path": "FGSM", "init_args": {"eps": eps}}
+    # the rectified maps of each network
+    layers = {"vgg16": settings["layer"], "small_cnn": re.search(r"init_args\.layer=([\w.]+\w)", text)[1]}
+    for network, layer in layers.items():
+        made = classifier(network, 2, image_size=32)
+        assert isinstance(made.get_submodule(layer.removeprefix("model.")), nn.ReLU)
+        maps = [name for name, module in made.named_modules() if isinstance(module, nn.Conv2d | nn.ReLU)]
+        assert maps[-1] == layer.removeprefix("model.")
     # the smaller network of the comment is of the same data
     assert "small_cnn" in victims
     assert victims["small_cnn"]["data"]["class_path"] == config["data"]["class_path"]
