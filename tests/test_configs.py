@@ -1,19 +1,25 @@
 """Every shipped config: that it parses, and that it says what the paper says."""
 
 import itertools
+import re
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from torch import nn
 
 from lit_adv import cli, runs
 from lit_adv.compose import compose
+from lit_adv.models import classifier
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SETS = ("digits", "fashion_mnist", "cifar10", "tiny_imagenet", "imagenet")
+# of two classes, or only for pairs of them; all four are the paper's on neutralisation
+PAIR_SETS = ("mnist", "fashion_mnist", "cats_dogs", "malaria")
 PAPER_VICTIMS = ["resnet50", "resnext50", "densenet121", "vgg19_bn"]
-JOBS = sorted(str(p.relative_to(CONFIGS.parent)) for name in SETS for p in (CONFIGS / name).rglob("*.yaml"))
+FOLDERS = dict.fromkeys((*SETS, *PAIR_SETS))
+JOBS = sorted(str(p.relative_to(CONFIGS.parent)) for name in FOLDERS for p in (CONFIGS / name).rglob("*.yaml"))
 # what is used by name in another config is no job
 JOBS = [
     job
@@ -226,3 +232,39 @@ def test_the_papers_masks_have_the_papers_areas(side):
         32: [144, 324, 484, 124, 240, 448, 174, 287, 461],
     }
     assert areas == expected[side]
+
+
+@pytest.mark.parametrize("name", PAIR_SETS)
+def test_neutralisation_is_of_the_papers_network_pairs_and_attack(name):
+    text = (CONFIGS / name / "neutralization.yaml").read_text()
+    config = compose(CONFIGS / name / "neutralization.yaml")
+    victims = {path.stem: compose(path) for path in (CONFIGS / name / "victims").iterdir()}
+    assert config["model"] == victims["vgg16"]["model"]
+    assert config["model"]["init_args"]["name"] == "vgg16"
+    settings = config["trainer"]["callbacks"][1]["init_args"]
+    # both ways; Table I names them
+    expected = [[1, 2], [2, 1]] if name == "fashion_mnist" else [[1, 0], [0, 1]]
+    assert [pair for pair in settings["pairs"] if pair in expected] in (expected, expected[::-1])
+    eps = "8/255" if name in ("cats_dogs", "malaria") else 0.3
+    assert settings["attack"] == {"class_path": "FGSM", "init_args": {"eps": eps}}
+    # the rectified maps of each network
+    layers = {"vgg16": settings["layer"], "small_cnn": re.search(r"init_args\.layer=([\w.]+\w)", text)[1]}
+    for network, layer in layers.items():
+        made = classifier(network, 2, image_size=32)
+        assert isinstance(made.get_submodule(layer.removeprefix("model.")), nn.ReLU)
+        maps = [name for name, module in made.named_modules() if isinstance(module, nn.Conv2d | nn.ReLU)]
+        assert maps[-1] == layer.removeprefix("model.")
+    # the smaller network of the comment is of the same data
+    assert "small_cnn" in victims
+    assert victims["small_cnn"]["data"]["class_path"] == config["data"]["class_path"]
+
+
+@pytest.mark.parametrize("name", PAIR_SETS)
+def test_the_commands_above_neutralisation_name_what_there_is(name):
+    path = CONFIGS / name / "neutralization.yaml"
+    text = path.read_text()
+    fitted = re.search(r"lightning fit --config (\S+)", text)[1]
+    tested = re.search(r"--ckpt_path (\S+)", text)[1]
+    assert tested == compose(CONFIGS.parent / fitted)["run_dir"] + "/checkpoints/best.ckpt"
+    assert f"lightning test --config configs/{name}/neutralization.yaml" in text
+    assert compose(path)["run_dir"] == f"runs/{name}/neutralization"
