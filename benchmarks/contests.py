@@ -136,6 +136,11 @@ def contests() -> dict[str, Contest]:
                 "cleverhans": _cleverhans_pgd(EPS, STEP, 20, math.inf, start=True),
             },
         ),
+        "KL-PGD, 10 steps": Contest(
+            norm="linf",
+            ours=lambda: a.KLPGD(eps=EPS, step_size=STEP, steps=10),
+            peers={"torchattacks": _torchattacks("TPGD", eps=EPS, alpha=STEP, steps=10)},
+        ),
         "PGD L2, 20 steps": Contest(
             norm="l2",
             ours=lambda: a.PGD(norm="l2", eps=0.5, step_size=0.1, steps=20),
@@ -364,6 +369,8 @@ def contests() -> dict[str, Contest]:
             ours=lambda: a.RandomNoise(eps=EPS),
             peers={"foolbox": _foolbox("LinfAdditiveUniformNoiseAttack", EPS)},
         ),
+        "RandomSearch": Contest(norm="linf", ours=lambda: a.RandomSearch(eps=EPS, draws=100)),
+        "At temperature": Contest(norm="linf", ours=lambda: a.AtTemperature(attack=a.FGSM(eps=EPS), temperature=40.0)),
         "SemiRandomNoise": Contest(norm="l2", ours=lambda: a.SemiRandomNoise(eps=0.5)),
         # nobody else has these; benchmarks/perceptual.py compares them with a general solver
         "PGAP, 20 steps": Contest(norm="l2", ours=lambda: a.PGAP(steps=20, stop_at_success=False)),
