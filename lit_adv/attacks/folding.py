@@ -50,7 +50,7 @@ def folded(model: nn.Module, image: Tensor) -> tuple[nn.Module, Tensor, int] | N
             logits_too, gradient_too = _answer(snapshot, image)
     except (RuntimeError, TypeError, AttributeError, IndexError, ValueError):
         return None  # the model itself will say what is wrong with it or with the image
-    return snapshot, _close(logits, logits_too) & _close(gradient, gradient_too), logits.shape[1]
+    return snapshot, _close(logits, logits_too) & _alike(gradient, gradient_too), logits.shape[1]
 
 
 def _watched(model: nn.Module, image: Tensor) -> tuple[Tensor, Tensor, dict[nn.Module, nn.Module]]:
@@ -90,6 +90,11 @@ def _answer(network: nn.Module, image: Tensor) -> tuple[Tensor, Tensor]:
 
 def _close(a: Tensor, b: Tensor) -> Tensor:
     return ((a - b).abs() <= 1e-3 * a.abs() + 1e-3 * a.abs().amax()).all()  # False where there is a NaN
+
+
+def _alike(a: Tensor, b: Tensor) -> Tensor:
+    # one ReLU whose input rounds to the other side of 0 moves a gradient by some per cent
+    return (a - b).norm() <= 0.1 * a.norm()
 
 
 def _snapshot(model: nn.Module, pairs: dict[nn.Module, nn.Module]) -> nn.Module:

@@ -237,10 +237,36 @@ def test_it_is_left_to_itself_only_where_it_repays(pictures, monkeypatch):
     PGD(steps=40)(model.double(), x.double(), y)
     model.float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        PGD(steps=40)(model, x, y)
+        DeepFool(steps=40)(model, x, y)
     assert not asked
     PGD(steps=40)(model, x, y)
     assert asked == [True]
+
+
+def test_under_autocast_the_snapshot_is_compared_in_full_precision(pictures):
+    model, x, y = Residual().eval(), pictures(40), torch.zeros(40).long()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plain, made = (PGD(steps=8, fold=fold)(model, x, y, seed=0) for fold in (False, True))
+        assert torch.equal(PGD(steps=8)(model, x, y, seed=0), made)
+    # rounding to 8 bits turns some signs
+    assert (plain - made).abs().mean() < 1 / 255
+    assert not torch.equal(plain, made)
+
+
+def test_a_unit_that_rounds_to_the_other_side_of_0_is_no_other_answer():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 4)]
+    model, image = nn.Sequential(*layers).eval(), torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        made = model[0](image)
+    turned = 0
+    for row in range(14):
+        model[1].running_mean[0] = made[0, 0, row, 3]  # one of 1568 inputs of the ReLU is 0 but for rounding
+        snapshot, agrees, _ = folded(model, image)
+        assert bool(agrees)
+        found = [torch.autograd.functional.jacobian(each, image) for each in (model, snapshot)]
+        turned += bool((found[0] - found[1]).abs().max() > 1e-3 * found[0].abs().max())
+    assert turned
 
 
 def test_a_changed_weight_is_never_stale(pictures):
