@@ -23,6 +23,7 @@ def results():
                 "target": target,
                 "chosen": chosen,
                 "area": 1.0,
+                "empty_maps": 0.0 if known else 0.84,
                 "images": 9,
                 "target_images": 9,
                 **dict.fromkeys(("delta1", "delta2", "theta", "ssim_samples", "ssim_representatives"), 0.5),
