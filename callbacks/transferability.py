@@ -30,6 +30,8 @@ from .transfer_tables import COLUMNS, by_technique, has_techniques, transfer_row
 GLOBAL = "none"
 """Name of the attack without a region."""
 
+_DIAGONAL = "(diagonal: the technique's other classifiers)"
+
 Goal = Literal["untargeted", "random"]
 
 
@@ -180,7 +182,7 @@ class Transferability(pl.Callback):
             figure = self._figure(found, f"Transferability {where}", grouped)
             log_figure(trainer, f"transferability{suffix}", figure)
             if grouped:
-                figure = self._figure(by_technique(found), f"Transferability {where}, by technique")
+                figure = self._figure(by_technique(found), f"Transferability {where}, by technique\n{_DIAGONAL}")
                 log_figure(trainer, f"transferability_techniques{suffix}", figure)
         rows = [[row[column] for column in COLUMNS] for row in transfer_rows(self.results)]
         for logger in trainer.loggers:
