@@ -26,6 +26,8 @@ class BlobRow:
         chosen: How the blob was: ``given``, ``pair`` or ``all``.
         choice: The blob.
         given: Thresholds of the regions shown where nothing is blocked.
+        empty_maps: Share of the images, among those that the regions are taken of, without any class activation.
+        blocks: Whether the blob has a pixel.
         scores: The accuracies.
         similarity: SSIM of RoI and RoA.
         masked: In how many images each pixel lies in RoI and in RoA, ``(2, H, W)`` int64.
@@ -35,6 +37,8 @@ class BlobRow:
     chosen: str
     choice: Choice
     given: Point
+    empty_maps: float
+    blocks: bool
     scores: NeutralizationScore
     similarity: MeanSSIM
     masked: Tensor
@@ -46,6 +50,7 @@ class BlobRow:
         chosen: str,
         choice: Choice,
         given: Point,
+        empty_maps: float,
         scores: Sequence[str],
         confidence: float,
         device: torch.device,
@@ -58,7 +63,7 @@ class BlobRow:
         size = choice.blob.shape
         similarity.update(*torch.zeros(2, 0, 1, *size, device=device))
         masked = torch.zeros(2, *size, dtype=torch.int64, device=device)
-        return cls(pair, chosen, choice, given, counted, similarity, masked)
+        return cls(pair, chosen, choice, given, empty_maps, bool(choice.blob.any()), counted, similarity, masked)
 
     @property
     def about(self) -> str:
@@ -94,12 +99,30 @@ class BlobRow:
             "chosen": self.chosen,
             **dict(zip(("delta1", "delta2", "theta"), point or (None, None, None), strict=True)),
             "area": float(self.choice.blob.double().mean()),
+            "empty_maps": self.empty_maps,
             "images": images,
             "target_images": scores["target_clean"]["images"],
             "scores": scores,
             "ssim_samples": similarity if images and point else None,
             "ssim_representatives": float(ssim(*masked[:, None, None])) if images and point else None,
         }
+
+
+def same_blobs(rows: Sequence[BlobRow]) -> list[list[BlobRow]]:
+    """The rows in lists, each of one pair and one blob."""
+    groups: list[list[BlobRow]] = []
+    for row in rows:
+        alike = (
+            group
+            for group in groups
+            if group[0].pair is row.pair and torch.equal(group[0].choice.blob, row.choice.blob)
+        )
+        group = next(alike, None)
+        if group is None:
+            groups.append([row])
+        else:
+            group.append(row)
+    return groups
 
 
 def total(trainer: pl.Trainer, tensor: Tensor) -> Tensor:

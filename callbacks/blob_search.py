@@ -50,6 +50,10 @@ class RegionCounts:
         deltas2: Thresholds of the RoA.
         size: (H, W).
         device: Of the maps.
+
+    Attributes:
+        images: How many have been counted.
+        empty: How many of them have an activation map that is 0 everywhere, and thus no RoI.
     """
 
     def __init__(
@@ -57,7 +61,7 @@ class RegionCounts:
     ) -> None:
         self.deltas1, self.deltas2 = list(deltas1), list(deltas2)
         d1, d2 = len(self.deltas1), len(self.deltas2)
-        self.images = 0
+        self.images = self.empty = 0
         # one tensor, so that processes exchange one: U-V of all pairs of thresholds, then RoI, then RoA
         self.counts = torch.zeros(d1 * d2 + d1 + d2, *size, dtype=torch.int64, device=device)
 
@@ -66,11 +70,13 @@ class RegionCounts:
         both = attack_only_counts(importance, attack, self.deltas1, self.deltas2).flatten(0, 1)
         self.counts += torch.cat([both, mask_counts(importance, self.deltas1), mask_counts(attack, self.deltas2)])
         self.images += len(importance)
+        self.empty += int((importance == 0).flatten(1).all(1).sum())
 
     def reduce(self, total: Callable[[Tensor], Tensor]) -> None:
         """Adds the counts of all processes."""
         self.counts = total(self.counts)
-        self.images = int(total(torch.tensor(self.images, device=self.counts.device)))
+        both = total(torch.tensor([self.images, self.empty], device=self.counts.device))
+        self.images, self.empty = both.tolist()
 
     def representatives(self, delta1: float, delta2: float) -> tuple[Tensor, Tensor]:
         """R_I and R_A, ``(H, W)`` float64 in [0, 1]."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,18 +11,18 @@ import pytorch_lightning as pl
 import rich
 import torch
 from pytorch_lightning.loggers import WandbLogger
-from pytorch_lightning.utilities.rank_zero import rank_zero_info
+from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lit_adv.attacks import BIM, FGSM, PGD, Attack, RandFGSM
 from lit_adv.explain import gradient_map, importance_map, perturbation_map
 from lit_adv.explain.regions import Cam
-from lit_adv.files import write_json, write_rows
+from lit_adv.files import file_names, write_json, write_rows
 from lit_adv.metrics import NeutralizationScore
 from lit_adv.models import Classifier, NeutralizationDefense, neutralize
 from lit_adv.plots import RegionExample
 
-from .blob_row import BlobRow, total
+from .blob_row import BlobRow, same_blobs, total
 from .blob_search import (
     BlobFrom,
     BlobSearch,
@@ -85,13 +84,13 @@ class Neutralization(pl.Callback):
         decision: ``pair`` reads the two classes' logits alone, a binary problem as in the paper; ``all`` all classes'.
         map_attack: Whose perturbation is the RoA; None takes ten steps of the radius of a one-step sign attack, which
             itself has no grades, and else ``attack``. ``gradient`` takes the size of the loss' gradient.
-        adaptive_attack: Strong attack; None takes 20 steps of PGD with ``attack``'s radius, or, where that is neither
-            of Linf nor of L2, ``attack``.
+        adaptive_attack: Strong attack; None takes PGD with ``attack``'s radius, at most 20 steps, up to the first that
+            succeeds, or, where that radius is neither of Linf nor of L2, ``attack``.
         relative: See ``delta2``.
         blob_from: ``images``: the share of images that have the pixel in RoA without RoI; ``representatives``: the
             shares of RoA and RoI, each by itself.
         cam: Activation map.
-        layer: Name of the layer; None takes the last convolution.
+        layer: Name of the layer; None takes the last maps; see `grad_cam`.
         confidence: Of the intervals.
         examples: Images in the figure, for each of the first pairs.
         chunk_size: Most images that a search looks at together.
@@ -181,6 +180,7 @@ class Neutralization(pl.Callback):
         self._names: list[str] = []
         self._pairs: list[ClassPair] = []
         self._counts: list[RegionCounts] = []
+        self._distinct: list[list[BlobRow]] = []
         self._shown: dict[tuple[int, int], list[RegionExample]] = {}
 
     # Segregation ------------------------------------------------------------------------------------------------------
@@ -208,10 +208,12 @@ class Neutralization(pl.Callback):
             self.choices[each.source, each.target] = {"given": choice}
         if self.search:
             self._search(trainer, device)
-        for each in self._pairs:
+        for each, counts in zip(self._pairs, self._counts, strict=True):
             for chosen, choice in self.choices[each.source, each.target].items():
-                row = BlobRow.new(each, chosen, choice, self.given, self.SCORES, self.confidence, device)
+                empty = counts.empty / counts.images
+                row = BlobRow.new(each, chosen, choice, self.given, empty, self.SCORES, self.confidence, device)
                 self._rows.append(row)
+        self._distinct = same_blobs(self._rows)
 
     def _count(self, trainer: pl.Trainer, model: nn.Module, device: torch.device) -> None:
         """Makes the maps of all images of the source classes, once."""
@@ -232,6 +234,7 @@ class Neutralization(pl.Callback):
                     f"Neutralization: pairs must be of classes with images, got none of {self._names[pair.source]} to "
                     "take the regions of"
                 )
+        _warn_of_empty_maps({self._name(pair): counts for pair, counts in zip(self._pairs, self._counts, strict=True)})
 
     def _search(self, trainer: pl.Trainer, device: torch.device) -> None:
         points = grid_points(self.grid)
@@ -328,46 +331,66 @@ class Neutralization(pl.Callback):
             for pair in self._pairs:
                 others = images[labels == pair.target]
                 clean = pair.right(others, target=True)
-                for row in self._rows_of(pair):
-                    modified = pair.right(neutralize(others, row.choice.blob, self.value), target=True)
-                    row.scores.update({"target_clean": clean, "target_modified": modified})
+                for rows in self._blobs_of(pair):
+                    modified = clean
+                    if rows[0].blocks:
+                        blocked = neutralize(others, rows[0].choice.blob, self.value)
+                        modified = pair.right(blocked, target=True)
+                    for row in rows:
+                        row.scores.update({"target_clean": clean, "target_modified": modified})
 
     def _score(self, trainer: pl.Trainer, pair: ClassPair, images: Tensor, importance: Tensor, attack: Tensor) -> None:
-        adversarial = pair.attacked(self.attack, images, self.seed)
-        strong = pair.attacked(self.adaptive_attack, images, self.seed)
-        bare = {"clean": images, "adversarial": adversarial, "strong": strong}
+        bare = {
+            "clean": images,
+            "adversarial": pair.attacked(self.attack, images, self.seed),
+            "strong": pair.attacked(self.adaptive_attack, images, self.seed),
+        }
         right = {name: pair.right(each) for name, each in bare.items()}
-        for row in self._rows_of(pair):
-            blob = row.choice.blob
-            modified = neutralize(images, blob, self.value)
-            modified_adversarial = pair.attacked(self.attack, modified, self.seed)
-            defence = NeutralizationDefense(pair.model, blob, self.value).to(images.device)
-            adaptive = pair.attacked(self.adaptive_attack, images, self.seed, defence)
-            versions = {
-                "modified": modified,
-                "modified_adversarial": modified_adversarial,
-                "reneutralised": neutralize(modified_adversarial, blob, self.value),
-                "unaware": neutralize(adversarial, blob, self.value),
-                "adaptive": neutralize(adaptive, blob, self.value),
-            }
-            found = {**right, **{name: pair.right(each) for name, each in versions.items()}}
-            row.scores.update(found)
-            roi, roa = row.masks(importance, attack)
-            row.compare(roi, roa)
-            shown = self._shown.setdefault((pair.source, pair.target), [])
-            if trainer.is_global_zero and row is self._drawn(pair) and images.shape[1] in (1, 3):
-                pictures = {
-                    "image": images,
-                    "adversarial": adversarial,
-                    "importance": importance,
-                    "attack": attack,
-                    "roi": roi,
-                    "roa": roa,
-                    "blob": blob.expand(len(images), -1, -1),
-                    "modified": modified,
-                    "modified_adversarial": modified_adversarial,
-                }
-                shown += region_examples(self._name(pair), row, pictures, found, self.examples - len(shown))
+        for rows in self._blobs_of(pair):
+            blob = rows[0].choice.blob
+            if rows[0].blocks:
+                versions = self._blocked(pair, blob, images, bare["adversarial"])
+                found = {**right, **{name: pair.right(each) for name, each in versions.items()}}
+            else:
+                # an empty blob changes nothing
+                versions = {name: bare[same] for name, same in _UNBLOCKED.items()}
+                found = {**right, **{name: right[same] for name, same in _UNBLOCKED.items()}}
+            for row in rows:
+                row.scores.update(found)
+                roi, roa = row.masks(importance, attack)
+                row.compare(roi, roa)
+                if trainer.is_global_zero and row is self._drawn(pair) and images.shape[1] in (1, 3):
+                    pictures = {
+                        "image": images,
+                        "adversarial": bare["adversarial"],
+                        "importance": importance,
+                        "attack": attack,
+                        "roi": roi,
+                        "roa": roa,
+                        "blob": blob.expand(len(images), -1, -1),
+                        "modified": versions["modified"],
+                        "modified_adversarial": versions["modified_adversarial"],
+                    }
+                    shown = self._shown.setdefault((pair.source, pair.target), [])
+                    shown += region_examples(self._name(pair), row, pictures, found, self.examples - len(shown))
+
+    def _blocked(self, pair: ClassPair, blob: Tensor, images: Tensor, adversarial: Tensor) -> dict[str, Tensor]:
+        """By score the images that the bare classifier is to judge for it."""
+        modified = neutralize(images, blob, self.value)
+        modified_adversarial = pair.attacked(self.attack, modified, self.seed)
+        defence = NeutralizationDefense(pair.model, blob, self.value).to(images.device)
+        adaptive = pair.attacked(self.adaptive_attack, images, self.seed, defence)
+        return {
+            "modified": modified,
+            "modified_adversarial": modified_adversarial,
+            "reneutralised": neutralize(modified_adversarial, blob, self.value),
+            "unaware": neutralize(adversarial, blob, self.value),
+            "adaptive": neutralize(adaptive, blob, self.value),
+        }
+
+    def _blobs_of(self, pair: ClassPair) -> list[list[BlobRow]]:
+        """The pair's rows, those of one blob together."""
+        return [rows for rows in self._distinct if rows[0].pair is pair]
 
     def _rows_of(self, pair: ClassPair) -> list[BlobRow]:
         return [row for row in self._rows if row.pair is pair]
@@ -383,7 +406,7 @@ class Neutralization(pl.Callback):
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.results = [row.result(trainer, self._names) for row in self._rows]
-        names = _file_names(self._names)
+        names = file_names(self._names)
         numbers: dict[str, float] = {}
         for result, row in zip(self.results, self._rows, strict=True):
             name = f"neutralization/{names[row.pair.source]}_to_{names[row.pair.target]}/{row.chosen}"
@@ -444,7 +467,7 @@ class Neutralization(pl.Callback):
         own = pl_module if isinstance(pl_module, Classifier) else getattr(pl_module, "model", None)
         if not isinstance(own, Classifier):
             return
-        names = _file_names(self._names)
+        names = file_names(self._names)
         for row in self._rows:
             name = f"{names[row.pair.source]}_to_{names[row.pair.target]}_{row.chosen}.safetensors"
             NeutralizationDefense(own, row.choice.blob, self.value).save(folder / name)
@@ -480,6 +503,30 @@ _CHOICES = {
 }
 
 
+# of which images an empty blob makes them
+_UNBLOCKED = {
+    "modified": "clean",
+    "modified_adversarial": "adversarial",
+    "reneutralised": "adversarial",
+    "unaware": "adversarial",
+    "adaptive": "strong",
+}
+
+
+def _warn_of_empty_maps(counts: Mapping[str, RegionCounts]) -> None:
+    shares = {name: each.empty / each.images for name, each in counts.items()}
+    empty = {name: share for name, share in shares.items() if share > _MOST_EMPTY}
+    if empty:
+        found = ", ".join(f"{name} {100 * share:.0f} %" for name, share in empty.items())
+        rank_zero_warn(
+            f"Neutralization: the activation map is 0 everywhere for many images ({found}), whose RoI is empty, so that"
+            " a blob of them is the RoA alone (name another layer, one whose maps are rectified or have more places)"
+        )
+
+
+_MOST_EMPTY = 0.1
+
+
 def _graded(attack: Attack) -> Attack:
     """Ten steps in place of one, whose sign has no grades."""
     return BIM(eps=attack.eps, step_size=attack.eps / 10, steps=10) if isinstance(attack, FGSM | RandFGSM) else attack
@@ -490,15 +537,7 @@ def _strong(attack: Attack) -> Attack:
     norm = getattr(attack, "norm", None)
     if eps is None or norm not in ("linf", "l2"):
         return attack
-    return PGD(norm=norm, eps=eps, step_size=eps / 8, steps=20)
-
-
-def _file_names(names: Sequence[str]) -> list[str]:
-    """Names of classes that can be a file's, each its own."""
-    plain = [re.sub(r"\W+", "_", name).strip("_") for name in names]
-    return [
-        each if each and plain.count(each) == 1 else f"{each}_{number}".lstrip("_") for number, each in enumerate(plain)
-    ]
+    return PGD(norm=norm, eps=eps, step_size=eps / 8, steps=20, stop_at_success=True)
 
 
 def _check_numbers(**given: Sequence[float]) -> None:

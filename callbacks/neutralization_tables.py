@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-SETTINGS = ("source", "target", "chosen", "delta1", "delta2", "theta", "area", "images", "target_images")
+SETTINGS = ("source", "target", "chosen", "delta1", "delta2", "theta", "area", "empty_maps", "images", "target_images")
 SIMILARITIES = ("ssim_samples", "ssim_representatives")
 # score to heading
 _SHOWN = {
@@ -53,8 +53,8 @@ def neutralization_table(results: Sequence[Mapping[str, Any]], protocol: str) ->
         Text(f"Neutralisation ({protocol} protocol, accuracy of the source class)", style="bold"),
         _columns(_HEADINGS),
     ]
-    for name, rows in groupby(results, lambda row: f"{row['source']} → {row['target']}"):
-        parts.append(Text(name, style="bold"))
+    for (name, empty), rows in groupby(results, lambda row: (f"{row['source']} → {row['target']}", row["empty_maps"])):
+        parts.append(Text.assemble((name, "bold"), f"  ({100 * empty:.1f} % empty maps)" if empty else ""))
         table = _columns([""] * len(_HEADINGS))
         for row in rows:
             values = [row["area"], *(row["scores"][score]["accuracy"] for score in _SHOWN)]

@@ -52,7 +52,7 @@ class SSIMPrecision(pl.Callback):
         undefined: Whether undefined scores are left out or count as 0.
         window: Of the SSIM map.
         cam: Which activation map.
-        layer: Name of the layer that is activated; None takes the last convolution.
+        layer: Name of the layer that is activated; None takes the last maps; see `grad_cam`.
         example: The image in the figure: its position in the test set, or, where batches are (images, labels), in the
             first batch of the main process.
         seed: Of `attacks`.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lit_adv.attacks import Attack, Region, random_targets, transfer
 from lit_adv.attacks.transferability import Procedure
-from lit_adv.files import write_json, write_rows
+from lit_adv.files import file_names, write_json, write_rows
 from lit_adv.metrics import TransferMatrix
 from lit_adv.metrics.transfer_matrix import summary
 from lit_adv.models import load_classifier
@@ -29,6 +29,8 @@ from .transfer_tables import COLUMNS, by_technique, has_techniques, transfer_row
 
 GLOBAL = "none"
 """Name of the attack without a region."""
+
+_DIAGONAL = "(diagonal: the technique's other classifiers)"
 
 Goal = Literal["untargeted", "random"]
 
@@ -156,7 +158,7 @@ class Transferability(pl.Callback):
                 classes = self._models[self.source_names[0]](images[:1]).shape[1]
             targets = random_targets(images, labels, classes, self.seed)
         whole = self._transfer(images, labels, targets)
-        self._metrics[GLOBAL].update(whole, whole)
+        self._metrics[GLOBAL].update(whole)
         for name, region in self.regions.items():
             self._metrics[name].update(self._transfer(images, labels, targets, region), whole)
 
@@ -172,14 +174,15 @@ class Transferability(pl.Callback):
         if not trainer.is_global_zero or not self.results:
             return
         self._save(Path(trainer.default_root_dir))
-        for region, found in self.results.items():
-            suffix = "" if region == GLOBAL else f"_{region.replace('/', '_')}"
+        files = file_names(list(self.results))
+        for file, (region, found) in zip(files, self.results.items(), strict=True):
+            suffix = "" if region == GLOBAL else f"_{file}"
             where = "without a region" if region == GLOBAL else f"in region {region}"
             grouped = has_techniques(found)
             figure = self._figure(found, f"Transferability {where}", grouped)
             log_figure(trainer, f"transferability{suffix}", figure)
             if grouped:
-                figure = self._figure(by_technique(found), f"Transferability {where}, by technique")
+                figure = self._figure(by_technique(found), f"Transferability {where}, by technique\n{_DIAGONAL}")
                 log_figure(trainer, f"transferability_techniques{suffix}", figure)
         rows = [[row[column] for column in COLUMNS] for row in transfer_rows(self.results)]
         for logger in trainer.loggers:

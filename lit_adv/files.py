@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,3 +59,20 @@ def write_json(path: Path, content: Any, indent: int | None = None) -> None:
     text = json.dumps(content, indent=indent, allow_nan=False)
     with replacing(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def file_names(names: Sequence[str]) -> list[str]:
+    """Names that can be a file's, each its own, for names of classes and the like.
+
+    Args:
+        names: Whatever somebody has called them; what is no letter, digit or underscore becomes an underscore, and the
+            place is added where two would be alike or nothing is left.
+    """
+    plain = [re.sub(r"\W+", "_", name).strip("_") for name in names]
+    found: list[str] = []
+    for number, each in enumerate(plain):
+        name = each if each and plain.count(each) == 1 else f"{each}_{number}".lstrip("_")
+        while name in found or (name != each and name in plain):
+            name += "_"
+        found.append(name)
+    return found

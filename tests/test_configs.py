@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from torch import nn
 
@@ -247,13 +248,18 @@ def test_neutralisation_is_of_the_papers_network_pairs_and_attack(name):
     assert [pair for pair in settings["pairs"] if pair in expected] in (expected, expected[::-1])
     eps = "8/255" if name in ("cats_dogs", "malaria") else 0.3
     assert settings["attack"] == {"class_path": "FGSM", "init_args": {"eps": eps}}
-    # the rectified maps of each network
-    layers = {"vgg16": settings["layer"], "small_cnn": re.search(r"init_args\.layer=([\w.]+\w)", text)[1]}
-    for network, layer in layers.items():
-        made = classifier(network, 2, image_size=32)
-        assert isinstance(made.get_submodule(layer.removeprefix("model.")), nn.ReLU)
-        maps = [name for name, module in made.named_modules() if isinstance(module, nn.Conv2d | nn.ReLU)]
-        assert maps[-1] == layer.removeprefix("model.")
+    # by default the last rectified maps of any network; where these are small, the comment names larger ones
+    assert "layer" not in settings
+    named = re.search(r"init_args\.layer=model\.([\w.]+)", text)
+    assert bool(named) == (config["data"]["init_args"].get("image_size") == 32)
+    if named:
+        made, sizes = classifier("vgg16", 2, image_size=32, in_channels=1).eval(), {}
+        for layer in ("network.features.29", named[1]):
+            module = made.get_submodule(layer)
+            assert isinstance(module, nn.ReLU)
+            module.register_forward_hook(lambda m, inputs, output, layer=layer: sizes.update({layer: output.shape[2:]}))
+        made(torch.zeros(1, 1, 32, 32))
+        assert list(sizes.values()) == [(4, 4), (2, 2)]
     # the smaller network of the comment is of the same data
     assert "small_cnn" in victims
     assert victims["small_cnn"]["data"]["class_path"] == config["data"]["class_path"]

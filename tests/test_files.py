@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_adv.files import replacing, write_json, write_rows
+from lit_adv.files import file_names, replacing, write_json, write_rows
 
 
 def test_the_old_file_stays_after_an_exception(tmp_path: Path) -> None:
@@ -37,6 +37,12 @@ def test_rows_and_json_are_strict(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "one.json", float("nan"))
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_names_that_look_alike_stay_apart() -> None:
+    names = ["cat", "T-shirt/top", "a b", "a/b", "+", "é", "a_b_2"]
+    assert file_names(names) == ["cat", "T_shirt_top", "a_b_2_", "a_b_3", "4", "é", "a_b_2"]
+    assert file_names([]) == []
 
 
 def _interrupted(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +22,11 @@ def grad_cam(model: nn.Module, images: Tensor, classes: Tensor | None = None, *,
         model: From images to logits; it is called in eval mode and left as it was.
         images: ``(B, C, H, W)`` in [0, 1]; each is treated by itself.
         classes: ``(B,)`` int64, the classes explained; None takes the predictions.
-        layer: Name of the layer (see ``named_modules``) whose output is A; None takes the convolution that the model
-            calls last.
+        layer: Name of the layer (see ``named_modules``) whose output is A; None takes the last maps, as they leave for
+            the pooling or the classifier: of all layers and blocks called from the last convolution on, the last one
+            whose output has its height and width. That is behind normalisation, activation and addition wherever the
+            network has modules for them or gathers them in a block. Of convolutions whose maps have but one place the
+            last before them counts, where there is one.
 
     Returns:
         ``(B, H, W)`` from 0 to 1, each image scaled by itself; all 0 where the map is constant. In the precision of the
@@ -88,12 +92,12 @@ def _cam(
     _check(owner, images, classes)
     dtype = torch.promote_types(images.dtype, torch.float32)
     with _untouched(model) as inner:
-        layers = _layers(owner, inner, layer)
+        _check_layer(owner, inner, layer)
         if not len(images):
             return images.new_zeros(0, *images.shape[2:], dtype=dtype)
         # cloned, as a tensor made in inference mode cannot enter autograd
         images = images.detach().clone()
-        maps, gradient = _maps_and_gradient(owner, inner, images, classes, layers)
+        maps, gradient = _maps_and_gradient(owner, inner, images, classes, layer)
     maps, gradient = maps.to(dtype), gradient.to(dtype)
     raw = (weights(maps, gradient)[..., None, None] * maps).sum(1).relu()
     if not bool(raw.isfinite().all()):
@@ -104,30 +108,23 @@ def _cam(
 
 
 def _maps_and_gradient(
-    owner: str, model: nn.Module, images: Tensor, classes: Tensor | None, layers: dict[str, nn.Module]
+    owner: str, model: nn.Module, images: Tensor, classes: Tensor | None, layer: str | None
 ) -> tuple[Tensor, Tensor]:
-    """Output of the layer called last, ``(B, K, h, w)``, and the gradient of the classes' logits to it."""
-    seen: list[Tensor] = []
-
-    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        if not isinstance(output, Tensor) or output.ndim != 4:
-            got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ValueError(
-                f"{owner}: layer must give maps (B, K, h, w), got {got} from {', '.join(layers)} (name a convolution)"
-            )
-        # the graph is cut here, so that only what comes behind is differentiated and kept in memory
-        seen[:] = [output.detach().requires_grad_()]
-        # a copy, since an activation behind it may work in place
-        return seen[0].clone()
-
-    hooks = [module.register_forward_hook(keep) for module in layers.values()]
+    """The maps A, ``(B, K, h, w)``, and the gradient of the classes' logits to them."""
+    cut = _Cut(owner, layer, len(images))
+    modules = [(name, module) for name, module in model.named_modules() if name and layer in (None, name)]
+    if layer is None:
+        # they take no hooks
+        modules = [(name, module) for name, module in modules if not isinstance(module, torch.jit.ScriptModule)]
+    hooks = [module.register_forward_hook(cut) for _, module in modules]
     try:
         logits = _call(model, images)
     finally:
         for hook in hooks:
             hook.remove()
-    if not seen:
-        raise ValueError(f"{owner}: the model does not call {', '.join(layers)} (name a layer that it uses)")
+    if cut.maps is None:
+        unused = layer or ", ".join(name for name, module in modules if isinstance(module, nn.Conv2d))
+        raise ValueError(f"{owner}: the model does not call {unused} (name a layer that it uses)")
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"{owner}: the model must give logits ({len(images)}, K), got {got}")
@@ -138,25 +135,65 @@ def _maps_and_gradient(
             f"{owner}: classes must be in [0, {logits.shape[1]}), got {int(classes.min())} to {int(classes.max())}"
         )
     total = logits.gather(1, classes[:, None].clone()).sum()
-    (gradient,) = torch.autograd.grad(total, seen[0], allow_unused=True, materialize_grads=True)
-    return seen[0].detach(), gradient
+    (gradient,) = torch.autograd.grad(total, cut.maps, allow_unused=True, materialize_grads=True)
+    return cut.maps.detach(), gradient
 
 
-def _layers(owner: str, model: nn.Module, layer: str | None) -> dict[str, nn.Module]:
+class _Cut:
+    """A forward hook for all layers: keeps the maps looked for, and cuts the graph in front of them.
+
+    Args:
+        owner: In messages.
+        layer: The layer looked for; None looks for the last maps.
+        count: B.
+
+    Attributes:
+        maps: ``(B, K, h, w)``, a leaf of the graph; None until there are some.
+    """
+
+    def __init__(self, owner: str, layer: str | None, count: int) -> None:
+        self.owner, self.layer, self.count = owner, layer, count
+        self.maps: Tensor | None = None
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> Tensor | None:
+        if not self._wanted(module, output):
+            return None
+        # the graph is cut here, so that only what comes behind is differentiated and kept in memory
+        self.maps = output.detach().requires_grad_()
+        # a copy, since an activation behind it may work in place
+        return self.maps.clone()
+
+    def _wanted(self, module: nn.Module, output: Any) -> bool:
+        maps = isinstance(output, Tensor) and output.ndim == 4
+        named = self.layer is not None
+        if named or isinstance(module, nn.Conv2d):
+            if not maps:
+                got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+                raise ValueError(
+                    f"{self.owner}: layer must give maps (B, K, h, w), got {got} from"
+                    f" {self.layer or type(module).__name__} (name a convolution)"
+                )
+            # one place tells nothing; gates such as squeeze-and-excitation's have no more
+            return named or self.maps is None or output.shape[2:].numel() > 1 or self.maps.shape[2:].numel() == 1
+        if not maps or self.maps is None:
+            return False
+        # other tensors of four dimensions are the weights that a parametrisation makes, and integers
+        alike = output.shape[2:] == self.maps.shape[2:] and len(output) == self.count
+        return alike and output.is_floating_point()
+
+
+def _check_layer(owner: str, model: nn.Module, layer: str | None) -> None:
     modules = {name: module for name, module in model.named_modules() if name}
-    convolutions: dict[str, nn.Module] = {name: each for name, each in modules.items() if isinstance(each, nn.Conv2d)}
+    convolutions = [name for name, each in modules.items() if isinstance(each, nn.Conv2d)]
     if layer is not None and layer not in modules:
         known = ", ".join(convolutions or modules) or "none"
         what = "convolutions" if convolutions else "layers"
         raise ValueError(f"{owner}: layer must name a layer of the model, got {layer!r} (its {what} are {known})")
-    if layer is not None:
-        return {layer: modules[layer]}
-    if not convolutions:
+    if layer is None and not convolutions:
         raise ValueError(
             f"{owner}: the model must have a convolution, got {type(model).__name__} without one (name another layer "
             f"that gives maps; there are {', '.join(modules) or 'none'})"
         )
-    return convolutions
 
 
 def _scaled(maps: Tensor) -> Tensor:

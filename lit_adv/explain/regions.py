@@ -47,7 +47,7 @@ def importance_map(
         images: ``(B, C, H, W)`` in [0, 1], the clean ones.
         classes: ``(B,)`` int64, the source classes; not the predictions, which an attack changes.
         cam: Which activation map; see `grad_cam` and `grad_cam_plus_plus`.
-        layer: Name of the layer; None takes the last convolution.
+        layer: Name of the layer; None takes the last maps; see `grad_cam`.
 
     Returns:
         ``(B, H, W)`` from 0 to 1, each image scaled by itself; all 0 where the activation is constant.

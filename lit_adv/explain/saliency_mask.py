@@ -37,7 +37,7 @@ def saliency_mask(
         fraction: Share of the pixels, in [0, 1].
         method: A class activation map, or ``gradient``: of the cross-entropy, the largest absolute value over the
             channels (Simonyan et al. 2014, arXiv:1312.6034, section 3, there of the logit).
-        layer: Of the activation map; None takes the convolution that the model calls last.
+        layer: Of the activation map; None takes the last maps; see `grad_cam`.
         least: Take the least salient pixels instead, for comparison.
 
     Returns:

@@ -231,7 +231,10 @@ def test_passes_where_nothing_is_ever_fooled(models, images, labels, steps):
     assert int(found.backwards.sum()) == backwards
     assert found.forwards.tolist() == [6 * steps + 3] * count
     # a source that is no victim has a forward pass for its gradient alone, the first of which is the clean image's
-    apart = transfer(attack, {"a": sources["a"]}, counted(models, "b", "c"), x, y)
+    source, others = counted(models, "a"), counted(models, "b", "c")
+    apart = transfer(attack, source, others, x, y)
+    assert source["a"].forwards == steps * count
+    assert [victim.forwards for victim in others.values()] == [(steps + 1) * count] * 2
     assert apart.forwards.tolist() == [(1 + 2) * steps + 2] * count
     assert apart.backwards.tolist() == [steps] * count
 

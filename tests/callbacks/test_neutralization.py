@@ -11,8 +11,9 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from lit_adv.callbacks import Neutralization
+from lit_adv.callbacks.blob_search import Choice
 from lit_adv.callbacks.clean_batches import TrainingBatches
-from lit_adv.callbacks.neutralization import _file_names, _graded
+from lit_adv.callbacks.neutralization import _graded, _strong
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -87,7 +88,7 @@ def expected(source, target, point, protocol="split", value=0.0):
     masks = [torch.stack(each) for each in zip(*map(regions, train), strict=True)]
     blob = blob_of_masks(*masks, point[2])
     defence = nn.Sequential(Blocked(blob, value), two)
-    strong = PGD(eps=EPS, step_size=EPS / 8, steps=20)
+    strong = PGD(eps=EPS, step_size=EPS / 8, steps=20, stop_at_success=True)
     seen = {name: [] for name in Neutralization.SCORES}
     for image in test:
         modified = neutralize(image, blob, value)
@@ -280,26 +281,96 @@ def test_the_paper_s_regions_are_of_the_images_tested(tmp_path: Path, trainer) -
     assert not torch.equal(blobs[0], blobs[2])
 
 
-def test_names_of_classes_that_look_alike_stay_apart() -> None:
-    assert _file_names(["cat", "T-shirt/top", "a b", "a/b", "+", "é"]) == [
-        "cat",
-        "T_shirt_top",
-        "a_b_2",
-        "a_b_3",
-        "4",
-        "é",
-    ]
-
-
 @pytest.mark.parametrize("attack", [FGSM(eps=0.2), RandFGSM(eps=0.2, alpha=0.1)])
 def test_a_sign_step_is_graded_by_ten(attack) -> None:
     assert _graded(attack) == BIM(eps=0.2, step_size=0.02, steps=10)
     assert _graded(PGD(eps=0.2)) == PGD(eps=0.2)
 
 
+@pytest.mark.parametrize("attack", [FGSM(eps=0.15), PGD(norm="l2", eps=1.0)])
+def test_the_strong_attack_stops_where_it_has_won(attack) -> None:
+    """Only the accuracy is read of it, which a later step can but raise again."""
+    model, (x, labels) = network().double(), images(30, 3).tensors
+    norm = getattr(attack, "norm", "linf")
+    whole = PGD(norm=norm, eps=attack.eps, step_size=attack.eps / 8, steps=20)
+    one, other = (each.run(model, x, labels, seed=0) for each in (_strong(attack), whole))
+    assert one.success.sum() > 3
+    assert not (other.success & ~one.success).any()
+    assert one.forwards.sum() < other.forwards.sum() / 2
+    assert other.images[~one.success].equal(one.images[~one.success])
+
+
+def test_empty_maps_are_counted_and_warned_of(tmp_path: Path, trainer) -> None:
+    task = Task()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        task.model = model = Classifier("small_cnn", 3, 16, 1).double().eval()
+    x, labels = images(31, 1).tensors
+    layer = "network.features.6"
+    shares = {}
+    for source in (0, 1, 2):
+        own = x[labels == source]
+        maps = [grad_cam(model, image[None], torch.tensor([source]), layer=layer) for image in own]
+        shares[source] = sum(not each.any() for each in maps) / len(own)
+    assert max(shares.values()) > 0.1 > min(shares.values())
+    pairs = [(source, (source + 1) % 3) for source in shares]
+    many = [f"{a} → {b} {100 * shares[a]:.0f} %" for a, b in pairs if shares[a] > 0.1]
+    callback = Neutralization(ATTACK, pairs, layer=f"model.{layer}", adaptive_attack=ATTACK, examples=0)
+    with pytest.warns(UserWarning, match=rf"0 everywhere for many images \({', '.join(many)}\), whose RoI is empty"):
+        trainer(callback).test(task, Source())
+    for (source, _, _), row in read(tmp_path).items():
+        assert float(row["empty_maps"]) == pytest.approx(shares[int(source)])
+
+
+class Counted(FGSM):
+    """Counts how often each image is attacked."""
+
+    images = 0
+
+    def __call__(self, model, images, *args, **kwargs):
+        Counted.images += len(images)
+        return super().__call__(model, images, *args, **kwargs)
+
+
+@pytest.mark.parametrize("kinds", ["mmm", "mmo", "mon", "nmn", "nnn"])
+def test_a_blob_is_attacked_once_whoever_has_chosen_it(tmp_path: Path, trainer, monkeypatch, kinds) -> None:
+    """Given, pair and all: the middle (m), another blob (o) or nothing (n)."""
+    blobs = {kind: torch.zeros(16, 16, dtype=torch.bool) for kind in "mon"}
+    blobs["m"][5:9], blobs["o"][:, 3] = True, True
+    monkeypatch.setattr(Neutralization, "_draw", lambda self, trainer: None)
+    calls = {"all": 0}
+
+    def counting(module, inputs):
+        calls["all"] += len(inputs[0])
+
+    def tested(kinds):
+        callback = Neutralization(ATTACK, [(0, 1)], search=True, grid=[0.5], adaptive_attack=Counted(eps=EPS))
+        made = (Choice(callback.given, blobs[kind]) for kind in kinds)
+        choices = dict(zip(("given", "pair", "all"), made, strict=False))
+        monkeypatch.setattr(Neutralization, "_search", lambda self, *_: self.choices.update({(0, 1): choices}))
+        Counted.images = 0
+        task = Task()
+        task.register_forward_pre_hook(counting)
+        calls["all"] = 0
+        folder = tmp_path / kinds
+        trainer(callback, default_root_dir=folder).test(task, Source())
+        return callback.results, Counted.images, calls["all"]
+
+    results, attacked, passes = tested(kinds)
+    distinct = set(kinds) - {"n"}
+    # eight images of the class, once more without a blob
+    assert attacked == 8 * (1 + len(distinct))
+    _, _, without = tested("nn")
+    # five accuracies and two attacks of one step for an image of the source class, one accuracy for one of the target's
+    assert passes - without == len(distinct) * (8 * (5 + 2) + 8)
+    for kind, result in zip(kinds, results, strict=True):
+        (alone, _), _, _ = tested(2 * kind)
+        assert result["scores"] == alone["scores"]
+
+
 def test_gradient_maps_and_all_classes(tmp_path: Path, trainer) -> None:
     options = {"map_attack": "gradient", "decision": "all", "blob_from": "representatives", "cam": "grad_cam_plus_plus"}
-    trainer(Neutralization(ATTACK, [(0, 1)], 0.4, 0.3, 0.3, **options)).test(Task(), Source())
+    trainer(Neutralization(ATTACK, [(0, 1)], 0.6, 0.2, 0.3, **options)).test(Task(), Source())
     (row,) = read(tmp_path).values()
     x, labels = images(23, 2).tensors
     model = network().double()

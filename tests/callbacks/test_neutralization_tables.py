@@ -23,6 +23,7 @@ def results():
                 "target": target,
                 "chosen": chosen,
                 "area": 1.0,
+                "empty_maps": 0.0 if number < 2 else 0.84,
                 "images": 9,
                 "target_images": 9,
                 **dict.fromkeys(("delta1", "delta2", "theta", "ssim_samples", "ssim_representatives"), 0.5),
@@ -37,8 +38,8 @@ def test_long_names_of_classes_stay_whole_and_columns_stay_aligned() -> None:
     console.print(neutralization_table(results(), "split"))
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= 80
-    for source, target in PAIRS:
-        assert [line.strip() for line in lines].count(f"{source} → {target}") == 1
+    for (source, target), empty in zip(PAIRS, ("", "  (84.0 % empty maps)"), strict=True):
+        assert [line.strip() for line in lines].count(f"{source} → {target}{empty}") == 1
     heading = next(line for line in lines if line.startswith("chosen"))
     rows = [line for line in lines if line.startswith(("  given", "  pair"))]
     assert [row.split() for row in rows] == [
@@ -56,4 +57,5 @@ def test_rows_of_the_file() -> None:
     assert rows[1]["adaptive"] == 0.1
     assert rows[1]["adaptive_high"] == 1.0
     assert rows[3]["clean"] is None
+    assert [row["empty_maps"] for row in rows] == [0.0, 0.0, 0.84, 0.84]
     assert list(rows[0])[:3] == ["source", "target", "chosen"]

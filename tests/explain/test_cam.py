@@ -52,10 +52,12 @@ def enlarged(raw, size):
     return (big - big.min()) / span if span > 1e-12 * abs(big).max() else np.zeros(size)
 
 
-def loop(model, image, label, normalise, plus_plus):
+def loop(model, image, label, normalise, plus_plus, rectified=True):
     """The card's formulas image by image and channel by channel, in float64; the gradient by autograd alone."""
-    hidden = model.second(torch.relu(model.bn(model.first(image[None])))).detach().requires_grad_()
-    pooled = nn.functional.adaptive_avg_pool2d(torch.relu(hidden), 2)
+    hidden = model.second(torch.relu(model.bn(model.first(image[None]))))
+    # a rectifier behind the leaf does nothing where the leaf has been through one
+    hidden = (hidden.relu() if rectified else hidden).detach().requires_grad_()
+    pooled = nn.functional.adaptive_avg_pool2d(hidden if rectified else torch.relu(hidden), 2)
     model.head(torch.tanh(pooled).flatten(1))[0, label].backward(inputs=[hidden])
     maps, gradient = hidden.detach()[0].numpy(), hidden.grad[0].numpy()
     raw = np.zeros(maps.shape[1:])
@@ -73,30 +75,37 @@ def loop(model, image, label, normalise, plus_plus):
     return enlarged(np.maximum(raw, 0), image.shape[1:])
 
 
-@given(st.integers(0, 10_000), st.integers(1, 13), st.integers(1, 13), st.booleans())
+@given(st.integers(0, 10_000), st.integers(1, 13), st.integers(1, 13), st.booleans(), st.sampled_from([None, "second"]))
 @settings(max_examples=25)
-def test_equals_a_loop(seed, height, width, normalise):
+def test_equals_a_loop(seed, height, width, normalise, layer):
     model, x = Net(seed).double().eval(), images(2, max(height, 2), max(width, 2), seed)
     labels = torch.tensor([seed % 4, (seed + 1) % 4])
-    plain, plus = grad_cam(model, x, labels), grad_cam_plus_plus(model, x, labels, normalise_alpha=normalise)
+    plain = grad_cam(model, x, labels, layer=layer)
+    plus = grad_cam_plus_plus(model, x, labels, layer=layer, normalise_alpha=normalise)
     for row, label in enumerate(labels.tolist()):
-        np.testing.assert_allclose(plain[row], loop(model, x[row], label, False, False), atol=1e-9)
-        np.testing.assert_allclose(plus[row], loop(model, x[row], label, normalise, True), atol=1e-7)
+        where = (model, x[row], label)
+        np.testing.assert_allclose(plain[row], loop(*where, False, False, layer is None), atol=1e-9)
+        np.testing.assert_allclose(plus[row], loop(*where, normalise, True, layer is None), atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["small_cnn", "resnet18", "mobilenet_v2", "vgg16", "densenet121"])
-def test_grad_cam_equals_captum_on_our_classifiers(name):
+# the last convolution, and where its maps go on to the pooling
+LAYERS = {
+    "small_cnn": ("network.features.6", "network.features.7"),
+    "resnet18": ("network.layer4.1.conv2", "network.layer4"),
+    "mobilenet_v2": ("network.features.18.0", "network.features"),
+    "vgg16": ("network.features.28", "network.features.29"),
+    "densenet121": ("network.features.denseblock4.denselayer16.conv2", "network.features"),
+}
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+@pytest.mark.parametrize("name", LAYERS)
+def test_grad_cam_equals_captum_on_our_classifiers(name, by_name):
     attr = pytest.importorskip("captum.attr")
-    last = {
-        "small_cnn": "network.features.6",
-        "resnet18": "network.layer4.1.conv2",
-        "mobilenet_v2": "network.features.18.0",
-        "vgg16": "network.features.28",
-        "densenet121": "network.features.denseblock4.denselayer16.conv2",
-    }[name]
+    last = LAYERS[name][not by_name]
     torch.manual_seed(0)
     model = classifier(name, 10, image_size=48).double().eval()
-    if name == "vgg16":
+    if name == "vgg16" and by_name:
         # captum sees what the activation in place has made of the layer's output
         for module in model.modules():
             if isinstance(module, nn.ReLU):
@@ -105,11 +114,97 @@ def test_grad_cam_equals_captum_on_our_classifiers(name):
     labels = torch.tensor([3, 7])
     layer = model.get_submodule(last)
     raw = attr.LayerGradCam(model, layer).attribute(x, target=labels, relu_attributions=True).detach()
-    found = grad_cam(model, x, labels)
+    found = grad_cam(model, x, labels, layer=last if by_name else None)
     assert (raw > 0).any()
     for row in range(2):
         np.testing.assert_allclose(found[row], enlarged(raw[row, 0], (48, 48)), atol=1e-8)
     assert torch.equal(found, grad_cam(model, x, labels, layer=last))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_behind_a_mean_over_the_map_it_is_the_class_activation_map(name):
+    """Zhou et al. 2016: such a network's own linear layer, put on each place of the maps, is the map."""
+    torch.manual_seed(0)
+    model = classifier(name, 5, image_size=96).double().eval()
+    kept = {}
+    pooling = model.network.avgpool if name == "resnet18" else model.network.features
+    pooling.register_forward_hook(lambda module, inputs, output: kept.update(before=inputs[0], behind=output))
+    x, label = images(2, 96, 96), 3
+    model(x)
+    maps = kept["before" if name == "resnet18" else "behind"].detach()
+    linear = model.network.fc if name == "resnet18" else model.network.classifier[1]
+    raw = torch.einsum("k,bkij->bij", linear.weight[label].detach(), maps).relu()
+    assert maps.min() == 0
+    assert (raw > 0).any()
+    found = grad_cam(model, x, torch.full((2,), label))
+    for row in range(2):
+        np.testing.assert_allclose(found[row], enlarged(raw[row], (96, 96)), atol=1e-8)
+
+
+@BOTH
+def test_rectified_maps_of_a_block_that_has_no_layer_for_it(cam):
+    """Addition and rectifier are functions in the block's forward; the block's output is rectified."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6)
+
+        def forward(self, x):
+            return torch.relu_(self.bn(self.conv(x)) + x)
+
+    torch.manual_seed(1)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.ReLU(True), Block(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(6 * 9, 4)
+    ).double()
+    x, labels = images(6, 9, 8), torch.arange(6) % 4
+    found = cam(model, x, labels)
+    assert torch.equal(found, cam(model, x, labels, layer="2"))
+    assert not torch.equal(found, cam(model, x, labels, layer="2.bn"))
+
+
+@BOTH
+def test_gates_of_one_place_are_no_maps(cam):
+    """Squeeze and excitation by convolutions: they are called last, and their maps have one place."""
+
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.gate = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 1)
+
+        def forward(self, x):
+            maps = self.conv(x).relu()
+            return maps * self.gate(maps.mean((2, 3), keepdim=True)).sigmoid()
+
+    torch.manual_seed(2)
+    model = nn.Sequential(Gated(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)).double()
+    x, labels = images(4), torch.arange(4)
+    found = cam(model, x, labels)
+    assert found.any()
+    assert torch.equal(found, cam(model, x, labels, layer="0"))
+    # what has one place everywhere is looked at all the same
+    assert not cam(model, images(2, 3, 3)).any()
+
+
+@BOTH
+def test_weights_made_by_a_parametrisation_are_no_maps(cam):
+    torch.manual_seed(3)
+    head = nn.utils.parametrizations.spectral_norm(nn.Conv2d(5, 3, 3))
+    plain = nn.Sequential(
+        nn.Conv2d(3, 5, 3), nn.ReLU(), nn.MaxPool2d(2), head, nn.ReLU(), nn.Flatten(), nn.Linear(27, 4)
+    )
+    # three images, three maps of 3 x 3 and weights (3, 5, 3, 3)
+    x, labels = images(3, 12, 12), torch.arange(3)
+    assert torch.equal(cam(plain.double(), x, labels), cam(plain, x, labels, layer="4"))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_scripted_layer_takes_no_hook_and_does_no_harm():
+    scripted = torch.jit.trace(nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU()), torch.rand(1, 3, 9, 9))
+    model = nn.Sequential(scripted, nn.Conv2d(5, 6, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(4))
+    x = images(dtype=torch.float32)
+    model(x)
+    assert torch.equal(grad_cam(model, x), grad_cam(model, x, layer="2"))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -127,23 +222,26 @@ def test_grad_cam_plus_plus_equals_pytorch_grad_cam(seed):
         )
         weights = reference.get_cam_weights(x, [model.second], wanted, maps.numpy(), gradient.numpy())
     raw = np.maximum((weights[..., None, None] * maps.numpy()).sum(1), 0)
-    found = grad_cam_plus_plus(model, x, torch.tensor([2, 2]), normalise_alpha=False)
+    found = grad_cam_plus_plus(model, x, torch.tensor([2, 2]), layer="second", normalise_alpha=False)
     assert (raw > 0).any()
     for row in range(2):
         np.testing.assert_allclose(found[row], enlarged(raw[row], x.shape[2:]), atol=1e-6)
 
 
 def test_dividing_alpha_by_its_sum_matters():
-    model, x = Net(3).double(), images(8)
+    # a small gradient makes alpha 1/2 everywhere, with or without
+    model, x = Net(3, spread=100).double(), images(8)
     one, other = (grad_cam_plus_plus(model, x, normalise_alpha=choice) for choice in (True, False))
     assert (one - other).abs().max() > 0.05
 
 
 @BOTH
-def test_the_convolution_called_last_is_found(cam):
+def test_the_maps_behind_the_convolution_called_last_are_found(cam):
     model, x = Net(), images(dtype=torch.float32)
-    assert torch.equal(cam(model, x), cam(model, x, layer="second"))
-    assert not torch.equal(cam(model, x), cam(model, x, layer="first"))
+    # called twice, and last behind the convolution called last
+    assert torch.equal(cam(model, x), cam(model, x, layer="act"))
+    for other in ("first", "second", "bn"):
+        assert not torch.equal(cam(model, x), cam(model, x, layer=other))
 
 
 @BOTH
