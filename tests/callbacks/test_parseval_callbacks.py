@@ -118,7 +118,8 @@ class Task(pl.LightningModule):
         return None
 
 
-def test_accuracy_under_noise_is_that_of_the_noise(tmp_path, trainer):
+def test_accuracy_under_noise_is_that_of_the_noise(tmp_path, trainer, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     torch.manual_seed(1)
     other = Classifier("small_cnn", 4, 8, 1)
     callback = AccuracyUnderNoise({"other": other}, decibels=(40, 10), steps=3)
@@ -133,6 +134,9 @@ def test_accuracy_under_noise_is_that_of_the_noise(tmp_path, trainer):
             noisy = noise_at_snr(model, x, y, [40, 10], steps)
             expected = [(model(each).argmax(1) == y).double().mean().item() for each in noisy]
             assert found["classifiers"][name][kind] == pytest.approx(expected)
+    out = capsys.readouterr().out
+    for kind in ("FGSM", "PGD-3"):  # on one line, in 80 columns
+        assert f"tested, {kind}" in out and f"other, {kind}" in out
     table = rows(tmp_path / "accuracy_under_noise.csv")
     assert len(table) == 2 * (1 + 2 * 2)
     assert (tmp_path / "figures" / "accuracy_under_noise.png").stat().st_size > 10_000
@@ -204,6 +208,13 @@ def test_two_processes_give_the_numbers_of_one(tmp_path, trainer):
 def test_what_is_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_a_classifier_of_other_images_or_classes_is_refused_by_name(trainer):
+    for shape, words in (((3, 8, 1), "must have the 4 classes .* got 3"), ((4, 8, 3), r"must take images \(1, 8, 8\)")):
+        callback = AccuracyUnderNoise({"fine": Task().net, "wrong": Classifier("small_cnn", *shape)}, decibels=(40,))
+        with pytest.raises(ValueError, match=f"AccuracyUnderNoise: classifiers: wrong {words}"):
+            trainer(callback).test(Task(), DataLoader(images(), batch_size=3), verbose=False)
 
 
 def test_figures_show_what_they_are_given():

@@ -97,6 +97,15 @@ def test_an_undefended_network_may_be_a_checkpoint(tmp_path, trainer):
     assert "fgsm_transfer" in expected.accuracies
 
 
+def test_an_undefended_network_of_other_classes_is_refused_before_any_attack(trainer, monkeypatch):
+    other = Task(1)
+    other.net[3] = nn.Linear(64, 5)
+    other.double()
+    monkeypatch.setattr("lit_adv.attacks.FGSM.run", lambda *arguments, **named: pytest.fail("attacked"))
+    with pytest.raises(ValueError, match="RobustnessReport: undefended must have the 3 classes .*, got 5 "):
+        trainer(callback(undefended=other)).test(Task(), DataLoader(images(), batch_size=5), verbose=False)
+
+
 def test_bad_fields():
     for change, words in (
         ({"eps": 2}, r"RobustnessReport: eps must be in \(0, 1\), got 2"),
