@@ -70,6 +70,12 @@ def test_singular_values_are_numpys(tmp_path, trainer):
     assert (tmp_path / "figures" / "singular_values.png").stat().st_size > 10_000
 
 
+def test_a_tight_frame_is_in_one_bin_whatever_its_rounding():
+    default = SingularValues()
+    values = torch.tensor([1 - 1e-6, 1.0, 1 + 1e-6])
+    assert len((values / default.upper * default.bins).long().unique()) == 1
+
+
 def test_a_resumed_run_has_the_whole_history(tmp_path, trainer):
     whole = SingularValues(every_n_epochs=2), LearningCurves(metrics=["train/loss", "val/acc"])
     trainer(*whole, max_epochs=5).fit(Small(), loader())

@@ -11,6 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from lit_adv.callbacks import RobustnessReport
+from lit_adv.callbacks.robustness_report import _figure
 from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -67,6 +68,8 @@ def test_it_finds_what_diagnose_finds(tmp_path, trainer, capsys, monkeypatch):
     stored = json.loads((tmp_path / "robustness_report.json").read_text())
     assert stored["diagnostics"]["D1"]["value"] == expected.diagnostics["D1"].value
     assert (tmp_path / "figures" / "robustness_report.png").stat().st_size > 10_000
+    labels = {tick.get_text() for tick in _figure(expected).axes[1].get_yticklabels()}
+    assert {"FGSM − FGSM on margin  D9 (informs)", "PGD − FGSM  D1"} <= labels
     with (tmp_path / "metrics.csv").open(newline="") as file:
         row = list(csv.DictReader(file))[-1]
     assert float(row["masking/D3/pgd"]) == pytest.approx(expected.diagnostics["D3/pgd"].value)
