@@ -211,6 +211,8 @@ class AdversarialTraining(VictimClassifier):
         configured: Any = super().configure_optimizers()
         if self.hparams["schedule"] == "cyclic":
             total = int(self.trainer.estimated_stepping_batches) * self.hparams["replays"]
+            if self.trainer.max_steps > 0:  # which counts steps of the optimiser, each replay one
+                total = min(total, self.trainer.max_steps)
             cycle = torch.optim.lr_scheduler.LambdaLR(
                 configured["optimizer"], lambda step: max(0.0, 1 - abs(2 * (step + 0.5) / total - 1))
             )

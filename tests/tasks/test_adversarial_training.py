@@ -415,6 +415,11 @@ def test_cyclic_rate_rises_and_falls(tmp_path):
         expected = [0.8 * (1 - abs(2 * (step + 0.5) / total - 1)) for step in range(total)]
         assert rates == pytest.approx(expected)
         assert 0 < min(rates) < max(rates) < 0.8
+    rates.clear()
+    task = AdversarialTraining("small_cnn", schedule="cyclic", learning_rate=0.8, attack=FGSM(), replays=2)
+    run = trainer(tmp_path, 3, callbacks=[Rates()], enable_checkpointing=False, max_steps=6)
+    run.fit(task, datamodule=Noise(batch_size=10, validation=9))
+    assert rates == pytest.approx([0.8 * (1 - abs(2 * (step + 0.5) / 6 - 1)) for step in range(6)])
 
 
 def test_free_training_follows_its_milestones(tmp_path):
