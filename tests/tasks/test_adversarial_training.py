@@ -474,6 +474,16 @@ def test_average_is_what_is_validated_and_saved(tmp_path):
     assert found["test/acc"] == pytest.approx((predictions(task.average, x) == y).float().mean().item())
 
 
+def test_a_network_trained_against_a_generator_is_read_without_it(tmp_path):
+    attack = GeneratedPerturbation(generator=PerturbationNetwork(1, width=2, blocks=0), eps=0.1)
+    task, run = fitted(tmp_path, 1, attack=attack, update_attack=True)
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    again = AdversarialTraining.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    assert fingerprint(again.model) == fingerprint(task.model)
+    with pytest.raises(ValueError, match="attack must learn where update_attack is set, got PGD"):
+        trainer(tmp_path, 1).fit(again, datamodule=Noise(batch_size=10, validation=9))
+
+
 def test_attacks_are_no_part_of_a_checkpoint(tmp_path):
     task, run = fitted(tmp_path, 1, **SHORT, val_attack=PGD(steps=1))
     path = tmp_path / "a.ckpt"
