@@ -233,3 +233,5 @@ def test_figures_show_what_they_are_given():
     figure = singular_value_figure([0, 5], [0, 1, 2], {"a": [[1, 3], [4, 0]]})
     shown = figure.axes[0].collections[0].get_array()
     assert np.allclose(np.ma.filled(shown, 0).reshape(2, 2), np.sqrt([[0.25, 1], [0.75, 0]]))
+    figure = learning_figure({"train/loss": {"a": ([1], [2.0])}, "val/loss": {"a": ([1], [2.0])}})
+    assert [axes.get_title() for axes in figure.axes] == ["train/loss, last batch logged", "val/loss"]
