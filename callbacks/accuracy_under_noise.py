@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lit_adv.attacks import noise_at_snr
 from lit_adv.attacks.attack import predictions
+from lit_adv.evaluation import check_comparable
 from lit_adv.files import write_json, write_rows
 from lit_adv.metrics import NoiseAccuracy
 from lit_adv.models import load_classifier
@@ -105,6 +106,8 @@ class AccuracyUnderNoise(pl.Callback):
             return
         owner = f"AccuracyUnderNoise with {type(pl_module).__name__}"
         images, labels = fresh_pair(owner, trainer, batch, batch_idx, dataloader_idx)
+        for name in self.classifiers:
+            check_comparable("AccuracyUnderNoise", f"classifiers: {name}", self._models[name], pl_module, images)
         if len(images):
             found = [self._right(model, images, labels) for model in self._models.values()]
             self._metric.update(torch.stack([clean for clean, _ in found]), torch.stack([noisy for _, noisy in found]))
@@ -137,10 +140,16 @@ class AccuracyUnderNoise(pl.Callback):
         if stage != "test" or not self.results or not trainer.is_global_zero:
             return
         console = rich.get_console()
-        table = plain_table("Accuracy over signal-to-noise ratio (dB)", "", [CLEAN, *(f"{d:g}" for d in self.decibels)])
-        for name, shares in self.results["classifiers"].items():
-            for kind in self.kinds:
-                table.add_row(f"{name}, {kind}", percent(shares[CLEAN]), *map(percent, shares[kind]))
+        found = self.results["classifiers"].values()
+        lines = [[CLEAN, *(shares[CLEAN] for shares in found for _ in self.kinds)]]
+        for place, ratio in enumerate(self.decibels):
+            lines.append([f"{ratio:g}", *(shares[kind][place] for shares in found for kind in self.kinds)])
+        # a column a curve: there are more ratios than a terminal has room for
+        columns = [f"{name}, {kind}" for name in self.results["classifiers"] for kind in self.kinds]
+        title = f"Accuracy under noise, {self.results['images']:,} images"
+        table = plain_table(title, "SNR in dB", columns)
+        for first, *shares in lines:
+            table.add_row(first, *map(percent, shares))
         console.print(table)
         print_path(console, "accuracy", Path(trainer.default_root_dir).absolute() / "accuracy_under_noise.csv")
 

@@ -162,7 +162,8 @@ def _figure(found: Diagnosis) -> Figure:
             continue
         flag = "beyond" if each.beyond else "within" if each.flag else "no"
         ends = {key: getattr(each, key) for key in ("value", "low", "high")}
-        signs[f"{each.quantity}  {name}"] = {
+        label = f"{each.quantity}  {name}{' (informs)' if each.informs else ''}"
+        signs[label] = {
             **ends, "limit": each.limit, "flag": flag, "both_sides": name == "D9"
         }  # fmt: skip
     title = f"Linf {found.eps:.4g}, {found.images:,} images, {found.attacked:,} attacked"

@@ -179,6 +179,8 @@ class AdvCLI(LightningCLI):
         self._check_victims()
         self._checkpoint = self._read_checkpoint()
         if not fitting:
+            # an evaluation keeps no best checkpoint, and needs no state of what chose it
+            warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint.*")
             self._take_from_checkpoint()
         self._compare(facts={})
         self._choose_folder(given)
@@ -381,7 +383,7 @@ class AdvCLI(LightningCLI):
             content = runs.read_checkpoint(Path(path))
         except (OSError, ValueError) as error:
             raise ConfigError(str(error)) from error
-        kept = ("config", "data", "epoch", "global_step", "hyper_parameters")
+        kept = ("config", "data", "epoch", "global_step", "hyper_parameters", "classifier")
         return {key: content[key] for key in kept if key in content}
 
     def _take_from_checkpoint(self) -> None:
@@ -389,7 +391,8 @@ class AdvCLI(LightningCLI):
         model, checkpoint = self.options.model, self._checkpoint or {}
         trained = checkpoint.get("config", {}).get("model", {})
         arguments = model.get("init_args")
-        if trained.get("class_path", model.class_path) != model.class_path or not isinstance(arguments, Namespace):
+        same = trained.get("class_path", model.class_path) == model.class_path or self._takes_classifier()
+        if not same or not isinstance(arguments, Namespace):
             return
         named = _tree(self.arguments[1:]).get("model")
         named = named if isinstance(named, dict) else {}
@@ -401,10 +404,20 @@ class AdvCLI(LightningCLI):
             if field in arguments and field not in named and isinstance(value, bool | int | float | str | list | None):
                 arguments[field] = value
 
+    def _takes_classifier(self) -> bool:
+        """Whether the config's task can evaluate the checkpoint's classifier, whichever task has trained it."""
+        if self.subcommand == "fit" or "classifier" not in (self._checkpoint or {}):
+            return False
+        module, _, name = self.options.model.class_path.rpartition(".")
+        found = getattr(importlib.import_module(module), name, None)
+        return isinstance(found, type) and issubclass(found, lit_adv.tasks.VictimClassifier)
+
     def _compare(self, facts: dict[str, Any]) -> None:
         if not self._checkpoint:
             return
         wrong = runs.mismatches(self._checkpoint, self._resolved()[1], facts, resume=self.subcommand == "fit")
+        if self._takes_classifier():
+            wrong = [entry for entry in wrong if entry[0] != "model.class_path"]
         if wrong:
             listed = "; ".join(f"{key} is {old} in the checkpoint and {new} now" for key, old, new in wrong)
             raise ConfigError(

@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from lit_adv.attacks import Attack, Region
-from lit_adv.attacks.attack import predictions
+from lit_adv.attacks.attack import examined, predictions
 from lit_adv.files import write_json, write_rows
 from lit_adv.metrics import RobustAccuracy, ssim
 
@@ -173,6 +173,39 @@ def pair(owner: str, batch: Any) -> tuple[Tensor, Tensor]:
     if not isinstance(batch, list | tuple) or len(batch) != 2 or not all(isinstance(each, Tensor) for each in batch):
         raise ValueError(f"{owner}: batches must be (images, labels), got {type(batch).__name__}")
     return batch[0], batch[1]
+
+
+def check_comparable(owner: str, field: str, other: nn.Module, model: nn.Module, images: Tensor) -> None:
+    """Refuses a network that is to stand beside another one, but takes other images or has other classes.
+
+    Args:
+        owner: Who asks; opens the error message.
+        field: Where the network was given.
+        other: That network.
+        model: The one that is tested.
+        images: ``(B, C, H, W)`` in [0, 1]; without one nothing can be told.
+
+    Raises:
+        ValueError: They do not fit.
+    """
+    if not len(images):
+        return
+    remedy = "(train it on the data that are tested, or leave it out)"
+    try:
+        classes = _classes(other, images[:1])
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{owner}: {field} must take images {tuple(images.shape[1:])}: {reason} {remedy}") from error
+    expected = _classes(model, images[:1])
+    if classes != expected:
+        raise ValueError(
+            f"{owner}: {field} must have the {expected} classes of the network that is tested, got {classes} {remedy}"
+        )
+
+
+def _classes(model: nn.Module, images: Tensor) -> int:
+    with torch.no_grad(), examined(model, images, images.new_zeros(len(images), dtype=torch.long)) as problem:
+        return problem.logits(problem.x).shape[1]
 
 
 def _nothing(attacks: Iterable[str], device: torch.device | str) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lit_adv.attacks import APGD, FGSM, PGD, Attack, AutoAttack, RandFGSM, RandomSearch, Square
 from lit_adv.attacks.attack import AttackResult, examined, predictions
 from lit_adv.attacks.objectives import cross_entropy, margin
-from lit_adv.evaluation import pair
+from lit_adv.evaluation import check_comparable, pair
 from lit_adv.masking_verdict import THRESHOLDS, Diagnosis, judge
 from lit_adv.metrics import MaskingCounts
 
@@ -55,6 +55,7 @@ class Probes:
         owner: str = "Probes",
     ) -> None:
         _check_range(owner, eps, steps, restarts, queries, draws, radii)
+        self.owner = owner
         self.eps = float(eps)
         self.radii = tuple(sorted({float(radius) for radius in radii} - {self.eps}))
         self.sources: dict[str, Attack] = {}
@@ -104,7 +105,13 @@ class Probes:
             undefended: The network of the transfer attack, on the same device.
             seed: Of the attacks; an image gets the same random numbers in any batch.
             after_each: Called after each attack.
+
+        Raises:
+            ValueError: The undefended network takes other images or has other classes.
         """
+        if self.sources:
+            assert undefended is not None
+            check_comparable(self.owner, "undefended", undefended, model, images)
         right = predictions(model, images) == labels
         images, labels = images[right], labels[right]
         fooled: dict[str, Tensor] = {}
@@ -121,8 +128,7 @@ class Probes:
         searched = self.search.run(model, images[standing], labels[standing], seed=seed)
         passes["random_search"] = _passes(searched)
         exchanged = torch.zeros(0, 2, dtype=torch.bool, device=images.device)
-        if self.sources:
-            assert undefended is not None
+        if undefended is not None and self.sources:
             shared = predictions(undefended, images) == labels
             for name, attack in self.sources.items():
                 result = attack.run(undefended, images, labels, seed=seed)

@@ -453,7 +453,8 @@ def _words(
     left += [f"{each.name}: {each.note}" for each in voters if each.note]
     about = f" ({'; '.join(left)})"
     if verdict == "one sign":
-        return f"one sign of gradient masking, a verdict needs two: {seen}{about}"
+        honest = "; networks that are robust show D4 too" if signs["D4"].beyond else ""
+        return f"one sign of gradient masking, a verdict needs two: {seen}{honest}{about}"
     beside = f"; but {seen}" if seen else ""
     return f"no sign of gradient masking{about}{beside}"
 

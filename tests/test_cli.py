@@ -671,3 +671,20 @@ def test_bolts_is_imported_only_where_the_config_names_it(toy, monkeypatch, note
     monkeypatch.setattr(bolts, "import_bolts", lambda: imported.append(1))
     assert toy(f"data: {{init_args: {{note: {note}}}}}", "--trainer.fast_dev_run=true").code == 0
     assert len(imported) == calls
+
+
+def test_a_classifier_may_be_tested_by_another_task_than_trained_it(run, tmp_path):
+    few = ("--data.train_limit=64", "--data.test_limit=10", "--data.validation=10", "--trainer.callbacks=RunProgress")
+    attack = "--model.attack.steps=1"
+    training = ("--config", "configs/digits/adversarial_training.yaml", "--model.ema_decay=0.5", attack)
+    trained = run("fit", *training, "--run_dir=here", "--trainer.max_epochs=1", *few)
+    assert trained.code == 0, trained.err
+    checkpoint = "--ckpt_path=here/checkpoints/best.ckpt"
+    plain = ("test", "--config", "configs/digits/victims/small_cnn.yaml", checkpoint, *few)
+    other = run(*plain, "--run_dir=other")
+    assert other.code == 0, other.err
+    assert "test/acc" in (tmp_path / "other" / "metrics.csv").read_text()
+    # it is another network still, and another way of training
+    assert "the checkpoint holds small_cnn" in run(*plain, "--run_dir=wrong", "--model.name=resnet20").err
+    result = run("fit", *plain[1:], "--run_dir=here")
+    assert "model.class_path is lit_adv.tasks.AdversarialTraining in the checkpoint" in result.err

@@ -83,6 +83,8 @@ def test_one_sign_is_named_and_is_no_verdict(change, sign, words):
     assert found.text.startswith("one sign of gradient masking, a verdict needs two: ")
     assert words in found.text
     assert words in found.evidence[0]
+    # which alone says nothing against a network
+    assert ("networks that are robust show D4 too" in found.text) == (sign == "D4")
 
 
 @pytest.mark.parametrize(

@@ -232,7 +232,7 @@ def load_classifier(path: str | Path) -> nn.Module:
         ValueError: The file is damaged, cannot be loaded safely, or does not say which classifier it holds.
     """
     owner = "load_classifier"
-    how = "train it with `lightning fit --config configs/<set>/victim.yaml`, or correct the path"
+    how = "train it with `lightning fit --config configs/<set>/victims/<name>.yaml`, or correct the path"
     spec: Any
     state: Any
     if Path(path).suffix in EXPORTED:

@@ -12,7 +12,7 @@ from lit_adv.models.normalize import Normalize
 
 LipschitzNorm = Literal["l2", "linf"]
 
-_ONE = (nn.ReLU, nn.LeakyReLU, nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout2d, nn.Tanh, nn.Sigmoid)
+_ONE = (nn.ReLU, nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout2d, nn.Tanh, nn.Sigmoid)
 
 
 @torch.no_grad()
@@ -21,8 +21,9 @@ def lipschitz_bound(module: nn.Module, norm: LipschitzNorm = "l2") -> float:
 
     Linear layers and, with ``linf``, convolutions count with their exact norm. With ``l2`` a convolution counts with
     the largest singular value of its flattened weight times sqrt(ceil(kh / s) ceil(kw / s)), since patches repeat a
-    pixel. BatchNorm counts with max |gamma| / sqrt(var + eps) of its running statistics; it is what makes the bound of
-    a Parseval network with BatchNorm large. Residual sums add, convex ones average.
+    pixel, and more often where stride and dilation share a factor. BatchNorm counts with max |gamma| / sqrt(var + eps)
+    of its running statistics; it is what makes the bound of a Parseval network with BatchNorm large. Residual sums add,
+    convex ones average.
 
     Args:
         module: Layers of torch in `nn.Sequential`, a `Classifier` of a wide ResNet, or a module that has a method
@@ -47,7 +48,9 @@ def lipschitz_bound(module: nn.Module, norm: LipschitzNorm = "l2") -> float:
         return 1 / float(module.std.min())
     if isinstance(module, nn.AvgPool2d | nn.MaxPool2d):
         return _pool(module, norm)
-    if isinstance(module, _ONE) and getattr(module, "negative_slope", 0) <= 1:
+    if isinstance(module, nn.LeakyReLU):
+        return max(1.0, abs(module.negative_slope))
+    if isinstance(module, _ONE):
         return 1.0
     raise ValueError(
         f"lipschitz_bound: nothing is known of {type(module).__name__} (give it a method lipschitz(norm), or take a"
@@ -67,9 +70,9 @@ def _linear(layer: nn.Conv2d | nn.Linear, norm: LipschitzNorm) -> float:
     largest = float(torch.linalg.matrix_norm(matrix, 2))
     if isinstance(layer, nn.Linear):
         return largest
-    if isinstance(layer.padding, tuple) and layer.padding_mode != "zeros":
+    if layer.padding_mode != "zeros":
         raise ValueError(f"lipschitz_bound: padding must be with zeros, got {layer.padding_mode}")
-    return largest * _repeats(layer.kernel_size, layer.stride)
+    return largest * _repeats(layer.kernel_size, layer.stride, layer.dilation)
 
 
 def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> float:
@@ -80,16 +83,24 @@ def _batch_norm(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> float:
 
 
 def _pool(layer: nn.AvgPool2d | nn.MaxPool2d, norm: LipschitzNorm) -> float:
-    if norm == "linf":
-        return 1.0
     kernel, stride = _two(layer.kernel_size), _two(layer.stride)
-    repeats = _repeats(kernel, stride)
+    if isinstance(layer, nn.MaxPool2d):
+        return 1.0 if norm == "linf" else _repeats(kernel, stride, _two(layer.dilation))
+    outside = layer.ceil_mode or (_two(layer.padding) != (0, 0) and not layer.count_include_pad)
+    if layer.divisor_override is not None or (outside and norm == "l2"):
+        raise ValueError(
+            f"lipschitz_bound: AvgPool2d must divide by the size of its kernel at every place, got {layer} (leave out"
+            " divisor_override and ceil_mode, and count the padding)"
+        )
     # a mean of n numbers is a row of norm 1 / sqrt(n)
-    return repeats / math.sqrt(math.prod(kernel)) if isinstance(layer, nn.AvgPool2d) else repeats
+    return 1.0 if norm == "linf" else _repeats(kernel, stride) / math.sqrt(math.prod(kernel))
 
 
-def _repeats(kernel: tuple[int, ...], stride: tuple[int, ...]) -> float:
-    return math.sqrt(math.prod(math.ceil(k / s) for k, s in zip(kernel, stride, strict=True)))
+def _repeats(kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...] = (1, 1)) -> float:
+    """The square root of how many patches a pixel can be in."""
+    # every s / gcd(s, d)-th of the taps, which are d apart, can meet a pixel at some place of the grid of step s
+    apart = [s // math.gcd(s, d) for s, d in zip(stride, dilation, strict=True)]
+    return math.sqrt(math.prod(math.ceil(k / each) for k, each in zip(kernel, apart, strict=True)))
 
 
 def _two(value: int | tuple[int, ...]) -> tuple[int, ...]:

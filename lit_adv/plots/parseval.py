@@ -118,7 +118,9 @@ def learning_figure(curves: Mapping[str, Mapping[str, tuple[Any, Any]]], title: 
         for number, (name, (epochs, values)) in enumerate(lines.items()):
             style = _style(number) | ({"marker": None} if len(epochs) > 30 else {})
             axes.plot(as_array(epochs), as_array(values), label=name, **style)
-        axes.set_title(quantity, fontsize=10, color=DARK, parse_math=False)
+        # what is logged while training is of one batch
+        words = f"{quantity}, last batch logged" if quantity.startswith("train/") else quantity
+        axes.set_title(words, fontsize=10, color=DARK, parse_math=False)
         axes.set_xlabel("epoch", fontsize=9)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         if quantity.endswith("acc"):

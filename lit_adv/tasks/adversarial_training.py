@@ -190,6 +190,10 @@ class AdversarialTraining(VictimClassifier):
         self._count_robust(batch, self.test_robust)
         self.log("test/robust_acc", self.test_robust, on_step=False, on_epoch=True, batch_size=len(batch[0]))
 
+    def on_fit_start(self) -> None:
+        """Refuses to train without the attack that is to learn; a checkpoint that is read to be used needs none."""
+        self._check_learner(self.attack)
+
     def on_after_backward(self) -> None:
         """Takes back the perturbation of the weights."""
         if self._awp is not None:
@@ -211,6 +215,8 @@ class AdversarialTraining(VictimClassifier):
         configured: Any = super().configure_optimizers()
         if self.hparams["schedule"] == "cyclic":
             total = int(self.trainer.estimated_stepping_batches) * self.hparams["replays"]
+            if self.trainer.max_steps > 0:  # which counts steps of the optimiser, each replay one
+                total = min(total, self.trainer.max_steps)
             cycle = torch.optim.lr_scheduler.LambdaLR(
                 configured["optimizer"], lambda step: max(0.0, 1 - abs(2 * (step + 0.5) / total - 1))
             )
@@ -226,8 +232,7 @@ class AdversarialTraining(VictimClassifier):
             state[_RAW + key.removeprefix(_AVERAGE)] = state[plain]
             state[plain] = state.pop(key)
         checkpoint["average_updates"] = self._updates
-        if self.hparams["update_attack"]:
-            assert isinstance(self.attack, GeneratedPerturbation)
+        if self.hparams["update_attack"] and isinstance(self.attack, GeneratedPerturbation):
             checkpoint["attack_training"] = self.attack.training_state()
         if self._free.whole is not None:
             checkpoint["free_perturbation"] = self._free.whole
@@ -343,11 +348,8 @@ class AdversarialTraining(VictimClassifier):
         self._refuse(
             given["clean_weight"] and not plain, "clean_weight", given["clean_weight"], f"loss {given['loss']}"
         )
-        if given["update_attack"] and not isinstance(attack, GeneratedPerturbation):
-            raise ValueError(
-                f"{self._name}: attack must learn where update_attack is set, got {type(attack).__name__} (take"
-                " GeneratedPerturbation, or leave update_attack out)"
-            )
+        if attack is not None:
+            self._check_learner(attack)
         smooth = given["label_smoothing"]
         self._refuse(smooth and given["loss"] == "mart", "label_smoothing", smooth, "loss mart")
         if given["replays"] == 1:
@@ -358,6 +360,13 @@ class AdversarialTraining(VictimClassifier):
             raise ValueError(
                 f"{self._name}: attack must be FGSM with replays {given['replays']} (its eps is radius and step of the"
                 f" perturbation carried on), got {type(attack).__name__}"
+            )
+
+    def _check_learner(self, attack: Attack) -> None:
+        if self.hparams["update_attack"] and not isinstance(attack, GeneratedPerturbation):
+            raise ValueError(
+                f"{self._name}: attack must learn where update_attack is set, got {type(attack).__name__} (take"
+                " GeneratedPerturbation, or leave update_attack out)"
             )
 
     def _refuse(self, wrong: Any, field: str, value: Any, other: str) -> None:

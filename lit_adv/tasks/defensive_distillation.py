@@ -71,7 +71,8 @@ class DefensiveDistillation(VictimClassifier):
                 self(images) / self.temperature, labels, label_smoothing=self.hparams["label_smoothing"]
             )
         else:
-            loss = F.cross_entropy(self(images) / self.temperature, self.soft_labels(images))
+            logits = self(images) / self.temperature
+            loss = F.cross_entropy(logits, self.soft_labels(images).to(logits.dtype))
         return loss * self.temperature**2 if self.hparams["t_squared"] else loss
 
     def soft_labels(self, images: Tensor) -> Tensor:
@@ -79,10 +80,12 @@ class DefensiveDistillation(VictimClassifier):
         teacher = self.__dict__["teacher"]
         if teacher is None:
             raise RuntimeError(f"{self._name}: soft_labels needs the teacher, which is loaded when the fit begins")
-        with torch.no_grad():
-            # in float32 under autocast too: at T = 40 half precision leaves two digits of the differences
-            logits: Tensor = teacher.to(images.device)(images)
-            return (logits.float() / self.temperature).softmax(1)
+        kept = next((parameter.dtype for parameter in teacher.parameters()), images.dtype)
+        # in the teacher's own precision under any of the trainer's: a distilled network's logits are some hundreds, of
+        # which bfloat16 keeps two digits
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            logits: Tensor = teacher.to(images.device)(images.to(kept))
+            return (logits / self.temperature).softmax(1)
 
     def setup(self, stage: str) -> None:
         """Loads the teacher; nothing but a fit needs it."""

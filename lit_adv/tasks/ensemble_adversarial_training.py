@@ -1,5 +1,6 @@
 """Training on adversarial images that other networks give rise to as well."""
 
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -69,6 +70,11 @@ class EnsembleAdversarialTraining(AdversarialTraining):
                 " AdversarialTraining)"
             )
         for name, source in self.sources.items():
+            if isinstance(source, str) and not Path(source).is_file():
+                raise FileNotFoundError(
+                    f"{self._name}: sources: there is no checkpoint '{source}' for {name} (train it first, by lightning"
+                    " fit with the config of that network, or correct the path)"
+                )
             network = load_classifier(source) if isinstance(source, str) else source
             self._check_source(name, network)
             self.sources[name] = freeze_(network).to(self.device)

@@ -6,6 +6,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics import MeanMetric
@@ -188,6 +189,8 @@ class VictimClassifier(pl.LightningModule):
             given = {field: self.hparams[field] for field in spec if self.hparams.get(field) is not None}
             self._build(Classifier(**{**spec, **given}))
         self._compare(spec, self.model.spec)
+        if self._trainer is not None and self._trainer.state.fn != TrainerFn.FITTING:
+            self._leave_out(checkpoint["state_dict"])
         self._changed = changed_settings(self, checkpoint, _SCHEDULE_FIELDS)
 
     @property
@@ -232,6 +235,12 @@ class VictimClassifier(pl.LightningModule):
             f"{self._name}: the loss must be finite, got NaN or infinity in {where} (lower learning_rate, now"
             f" {self.hparams['learning_rate']:g}, or start again from an earlier checkpoint)"
         )
+
+    def _leave_out(self, state: dict[str, Tensor]) -> None:
+        """Takes out what another task keeps beside its classifier, such as weights that only go on training."""
+        own = self.state_dict()
+        for key in [key for key in state if key not in own and not key.startswith("model.")]:
+            del state[key]
 
     def _compare(self, stored: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         for field, value in own.items():

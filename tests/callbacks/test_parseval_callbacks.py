@@ -70,6 +70,12 @@ def test_singular_values_are_numpys(tmp_path, trainer):
     assert (tmp_path / "figures" / "singular_values.png").stat().st_size > 10_000
 
 
+def test_a_tight_frame_is_in_one_bin_whatever_its_rounding():
+    default = SingularValues()
+    values = torch.tensor([1 - 1e-6, 1.0, 1 + 1e-6])
+    assert len((values / default.upper * default.bins).long().unique()) == 1
+
+
 def test_a_resumed_run_has_the_whole_history(tmp_path, trainer):
     whole = SingularValues(every_n_epochs=2), LearningCurves(metrics=["train/loss", "val/acc"])
     trainer(*whole, max_epochs=5).fit(Small(), loader())
@@ -118,7 +124,8 @@ class Task(pl.LightningModule):
         return None
 
 
-def test_accuracy_under_noise_is_that_of_the_noise(tmp_path, trainer):
+def test_accuracy_under_noise_is_that_of_the_noise(tmp_path, trainer, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     torch.manual_seed(1)
     other = Classifier("small_cnn", 4, 8, 1)
     callback = AccuracyUnderNoise({"other": other}, decibels=(40, 10), steps=3)
@@ -133,6 +140,9 @@ def test_accuracy_under_noise_is_that_of_the_noise(tmp_path, trainer):
             noisy = noise_at_snr(model, x, y, [40, 10], steps)
             expected = [(model(each).argmax(1) == y).double().mean().item() for each in noisy]
             assert found["classifiers"][name][kind] == pytest.approx(expected)
+    out = capsys.readouterr().out
+    for kind in ("FGSM", "PGD-3"):  # on one line, in 80 columns
+        assert f"tested, {kind}" in out and f"other, {kind}" in out
     table = rows(tmp_path / "accuracy_under_noise.csv")
     assert len(table) == 2 * (1 + 2 * 2)
     assert (tmp_path / "figures" / "accuracy_under_noise.png").stat().st_size > 10_000
@@ -206,6 +216,13 @@ def test_what_is_refused(make, error, message):
         make()
 
 
+def test_a_classifier_of_other_images_or_classes_is_refused_by_name(trainer):
+    for shape, words in (((3, 8, 1), "must have the 4 classes .* got 3"), ((4, 8, 3), r"must take images \(1, 8, 8\)")):
+        callback = AccuracyUnderNoise({"fine": Task().net, "wrong": Classifier("small_cnn", *shape)}, decibels=(40,))
+        with pytest.raises(ValueError, match=f"AccuracyUnderNoise: classifiers: wrong {words}"):
+            trainer(callback).test(Task(), DataLoader(images(), batch_size=3), verbose=False)
+
+
 def test_figures_show_what_they_are_given():
     figure = noise_figure([20, 40], {"FGSM": {"a": [0.2, 0.4]}})
     line = figure.axes[0].lines[0]
@@ -216,3 +233,5 @@ def test_figures_show_what_they_are_given():
     figure = singular_value_figure([0, 5], [0, 1, 2], {"a": [[1, 3], [4, 0]]})
     shown = figure.axes[0].collections[0].get_array()
     assert np.allclose(np.ma.filled(shown, 0).reshape(2, 2), np.sqrt([[0.25, 1], [0.75, 0]]))
+    figure = learning_figure({"train/loss": {"a": ([1], [2.0])}, "val/loss": {"a": ([1], [2.0])}})
+    assert [axes.get_title() for axes in figure.axes] == ["train/loss, last batch logged", "val/loss"]

@@ -11,6 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from lit_adv.callbacks import RobustnessReport
+from lit_adv.callbacks.robustness_report import _figure
 from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -67,6 +68,8 @@ def test_it_finds_what_diagnose_finds(tmp_path, trainer, capsys, monkeypatch):
     stored = json.loads((tmp_path / "robustness_report.json").read_text())
     assert stored["diagnostics"]["D1"]["value"] == expected.diagnostics["D1"].value
     assert (tmp_path / "figures" / "robustness_report.png").stat().st_size > 10_000
+    labels = {tick.get_text() for tick in _figure(expected).axes[1].get_yticklabels()}
+    assert {"FGSM − FGSM on margin  D9 (informs)", "PGD − FGSM  D1"} <= labels
     with (tmp_path / "metrics.csv").open(newline="") as file:
         row = list(csv.DictReader(file))[-1]
     assert float(row["masking/D3/pgd"]) == pytest.approx(expected.diagnostics["D3/pgd"].value)
@@ -95,6 +98,15 @@ def test_an_undefended_network_may_be_a_checkpoint(tmp_path, trainer):
     expected = diagnose(model, [(x[:2], y[:2]), (x[2:4], y[2:4])], EPS, other.eval(), **QUICK)
     assert report.diagnosis == expected
     assert "fgsm_transfer" in expected.accuracies
+
+
+def test_an_undefended_network_of_other_classes_is_refused_before_any_attack(trainer, monkeypatch):
+    other = Task(1)
+    other.net[3] = nn.Linear(64, 5)
+    other.double()
+    monkeypatch.setattr("lit_adv.attacks.FGSM.run", lambda *arguments, **named: pytest.fail("attacked"))
+    with pytest.raises(ValueError, match="RobustnessReport: undefended must have the 3 classes .*, got 5 "):
+        trainer(callback(undefended=other)).test(Task(), DataLoader(images(), batch_size=5), verbose=False)
 
 
 def test_bad_fields():

@@ -112,6 +112,49 @@ def test_bounds_hold_and_are_reached_where_they_are_exact(norm):
     assert lipschitz_bound(layers[-1], norm) == pytest.approx((0.1 + 1e-5) ** -0.5)
 
 
+def ones(layer):
+    nn.init.ones_(layer.weight)
+    return layer.double().requires_grad_(False)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize(
+    ("layer", "side"),
+    [
+        # all taps of a kernel meet the same pixel where stride and dilation share a factor
+        (ones(nn.Conv2d(1, 1, 3, 2, dilation=2, bias=False)), 25),
+        (ones(nn.Conv2d(1, 1, 3, 6, dilation=4, bias=False)), 33),
+        (ones(nn.Conv2d(2, 2, 3, padding=1, groups=2, bias=False)), 9),
+        (nn.MaxPool2d(3, 2, dilation=2), 13),
+        (nn.LeakyReLU(-2.0), 4),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_bounds_hold_where_a_pixel_is_in_most_patches(layer, side, norm):
+    torch.manual_seed(0)
+    channels = getattr(layer, "in_channels", 1)
+    x = torch.rand(channels * side**2, dtype=torch.float64) - 1
+    # a pixel above all others is what every patch of a pool takes
+    x[:: side + 1] += 2
+    matrix = torch.autograd.functional.jacobian(lambda v: layer(v.view(1, channels, side, side)).flatten(), x)
+    reached = torch.linalg.matrix_norm(matrix, 2 if norm == "l2" else float("inf"))
+    assert reached <= lipschitz_bound(layer, norm) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (nn.Conv2d(1, 1, 3, padding="same", padding_mode="reflect"), "padding must be with zeros, got reflect"),
+        (nn.AvgPool2d(2, divisor_override=1), "must divide by the size of its kernel"),
+        (nn.AvgPool2d(2, ceil_mode=True), "must divide by the size of its kernel"),
+        (nn.AvgPool2d(3, 1, 1, count_include_pad=False), "must divide by the size of its kernel"),
+    ],
+)
+def test_layers_without_a_bound_are_refused(layer, message):
+    with pytest.raises(ValueError, match=message):
+        lipschitz_bound(layer)
+
+
 def test_what_is_refused():
     with pytest.raises(ValueError, match="ParsevalLinear: constraint must be l2 or linf, got 'l1'"):
         ParsevalLinear(2, 2, constraint="l1")

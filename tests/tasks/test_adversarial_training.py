@@ -415,6 +415,11 @@ def test_cyclic_rate_rises_and_falls(tmp_path):
         expected = [0.8 * (1 - abs(2 * (step + 0.5) / total - 1)) for step in range(total)]
         assert rates == pytest.approx(expected)
         assert 0 < min(rates) < max(rates) < 0.8
+    rates.clear()
+    task = AdversarialTraining("small_cnn", schedule="cyclic", learning_rate=0.8, attack=FGSM(), replays=2)
+    run = trainer(tmp_path, 3, callbacks=[Rates()], enable_checkpointing=False, max_steps=6)
+    run.fit(task, datamodule=Noise(batch_size=10, validation=9))
+    assert rates == pytest.approx([0.8 * (1 - abs(2 * (step + 0.5) / 6 - 1)) for step in range(6)])
 
 
 def test_free_training_follows_its_milestones(tmp_path):
@@ -467,6 +472,16 @@ def test_average_is_what_is_validated_and_saved(tmp_path):
     assert found["test/acc"] == run.test(task, datamodule=data, verbose=False)[0]["test/acc"]
     x, y = data.test_dataset.batch(range(21))
     assert found["test/acc"] == pytest.approx((predictions(task.average, x) == y).float().mean().item())
+
+
+def test_a_network_trained_against_a_generator_is_read_without_it(tmp_path):
+    attack = GeneratedPerturbation(generator=PerturbationNetwork(1, width=2, blocks=0), eps=0.1)
+    task, run = fitted(tmp_path, 1, attack=attack, update_attack=True)
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    again = AdversarialTraining.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    assert fingerprint(again.model) == fingerprint(task.model)
+    with pytest.raises(ValueError, match="attack must learn where update_attack is set, got PGD"):
+        trainer(tmp_path, 1).fit(again, datamodule=Noise(batch_size=10, validation=9))
 
 
 def test_attacks_are_no_part_of_a_checkpoint(tmp_path):

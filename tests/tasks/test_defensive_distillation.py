@@ -113,6 +113,19 @@ def test_soft_labels_are_computed_in_eval_mode(tmp_path, batch):
     assert not torch.allclose((model.train()(batch[0]) / 40).softmax(1), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_teacher_answers_in_its_own_precision(tmp_path, batch, dtype):
+    path, _ = teacher_file(tmp_path)
+    task, x = student(path, tmp_path), batch[0].to(torch.bfloat16)
+    with torch.no_grad():
+        expected = (load_classifier(path)(x.float()) / 40).softmax(1)
+    task.to(dtype)
+    # both of the trainer's ways: weights in another precision, and autocast
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+        torch.testing.assert_close(task.soft_labels(x.to(dtype)), expected, rtol=0, atol=0)
+        assert task.training_loss(x.to(dtype), batch[1]).isfinite()
+
+
 def test_what_is_refused(tmp_path):
     for t in (0, -1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="DefensiveDistillation: temperature must be above 0 and finite"):

@@ -101,7 +101,7 @@ def test_what_is_refused(tmp_path):
         made({"a": classifier("small_cnn", 5, 8, 1)})
     with pytest.raises(ValueError, match="source 'a' must have in_channels 1, got 3"):
         made({"a": classifier("small_cnn", 10, 8, 3)})
-    with pytest.raises(FileNotFoundError, match="nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"sources: there is no checkpoint '.*nowhere.ckpt' for a \(train"):
         made({"a": str(tmp_path / "nowhere.ckpt")})
 
 
