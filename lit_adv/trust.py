@@ -45,7 +45,7 @@ def only_known_classes(named: Iterable[str], allow_any: bool) -> Iterator[None]:
     Raises:
         ConfigError: A class of another package is named.
     """
-    own = [name for name in imported_classes() if not _is_known(name)]
+    own = [name for name in imported_classes() if name.partition(".")[0] not in PACKAGES]
     named = list(named)
     if not allow_any:
         for name in named:

@@ -72,6 +72,26 @@ class AdversarialBatch(NamedTuple):
     index: Tensor  # type: ignore[assignment]
 
 
+class VersionEstimate(NamedTuple):
+    """What crafting one version of a split's images takes.
+
+    Attributes:
+        split: The split.
+        name: Setting and victim.
+        images: How many are wanted.
+        cached: How many of them the cache holds.
+        seconds_per_image: On one process.
+        sample: The images crafted to find that out, as stored, ``(n, C, H, W)``.
+    """
+
+    split: Split
+    name: str
+    images: int
+    cached: int
+    seconds_per_image: float
+    sample: Tensor
+
+
 class AdversarialDataModule(pl.LightningDataModule):
     """Crafts adversarial images of a clean data module's images, on the device, and keeps them in a cache.
 
@@ -451,6 +471,62 @@ class AdversarialDataModule(pl.LightningDataModule):
                 total += sum(disk_bytes(rows, size) for size in self._row_bytes()) + _KEY_BYTES * (len(rows) > 0)
         return total
 
+    def craft(
+        self, split: Split, setting: str, victim: str, indices: Sequence[int], device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """Some images of a split that has been read, crafted anew, whatever the cache holds: ``(n, C, H, W)`` as kept.
+
+        Raises:
+            ValueError: There is no such setting or victim.
+        """
+        if setting not in self._keys or victim not in self.victim_names:
+            raise ValueError(f"AdversarialDataModule: there is no {setting} on {victim}")
+        variant = self._keys.index(setting) * len(self.victim_names) + self.victim_names.index(victim)
+        clean, label = _read(self._sets[split], list(indices))
+        stored, rows = _to_stored(self.quantise, clean).to(device), torch.tensor(list(indices))
+        return self._craft(split, variant, stored, label.to(device), rows, keep=False)[0].cpu()
+
+    def estimate(self, splits: Sequence[Split], device: torch.device | str = "cpu") -> list[VersionEstimate]:
+        """What crafting all of some splits takes, from one chunk of each version, which is crafted and thrown away.
+
+        Each version's first chunk is crafted twice where nothing of that victim was crafted before, since a device's
+        first run is slower.
+
+        Raises:
+            ValueError: A split is empty or of another kind.
+        """
+        self.read_splits(splits)
+        found, warm = [], set()
+        for split in splits:
+            items = _Items(self, split)
+            for variant in self._variants(split):
+                rows = self._needed(split, variant)
+                cache = self._cache(split, variant)
+                chosen = rows[: self._chunk.size(device)]
+                if not len(chosen):
+                    continue
+                clean, label = _read(items.clean, chosen.tolist())
+                stored, label = _to_stored(self.quantise, clean).to(device), label.to(device)
+                victim, images = variant % len(self.victim_names), None
+                for _ in range(1 if victim in warm else 2):
+                    began = time.monotonic()
+                    images, flags = self._craft(split, variant, stored, label, torch.from_numpy(chosen), keep=False)
+                    flags.cpu()  # waits for the device
+                    seconds = time.monotonic() - began
+                warm.add(victim)
+                assert images is not None
+                found.append(
+                    VersionEstimate(
+                        split=split,
+                        name=self._variant_name(variant),
+                        images=len(rows),
+                        cached=0 if cache is None else min(cache.filled(), len(rows)),
+                        seconds_per_image=seconds / len(chosen),
+                        sample=images.cpu(),
+                    )
+                )
+        return found
+
     def report(self, split: Split | None = None) -> list[dict[str, Any]]:
         """How well the attacks did on what the last pass over a split has shown; collective, call it on every rank.
 
@@ -777,8 +853,8 @@ class AdversarialDataModule(pl.LightningDataModule):
             also = f", where other jobs keep {size_text(others)}" if others else ""
             raise ValueError(
                 f"AdversarialDataModule: prefill needs {size_text(needed)} in cache_dir {folder}{also}, and "
-                f"cache_limit is {self.cache_limit} (raise it, set variants to fewer versions, or set prefill to false: what does "
-                "not fit is then crafted each time it is shown)"
+                f"cache_limit is {self.cache_limit} (raise it, set variants to fewer versions, or set prefill to "
+                "false: what does not fit is then crafted each time it is shown)"
             )
         else:
             rows = [(self._needed(split, variant), len(self._sets[split])) for split, variant in own]  # type: ignore[arg-type]
