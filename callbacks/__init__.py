@@ -3,6 +3,7 @@
 from lit_adv.tasks import ParsevalRetraction
 
 from .accuracy_under_noise import AccuracyUnderNoise
+from .adversarial_writer import AdversarialWriter
 from .confusion_matrix import ConfusionMatrix
 from .figures import log_figure
 from .identification import IdentificationWriter
@@ -21,6 +22,7 @@ from .transferability import Transferability
 
 __all__ = [
     "AccuracyUnderNoise",
+    "AdversarialWriter",
     "ConfusionMatrix",
     "IdentificationWriter",
     "InputSaliency",

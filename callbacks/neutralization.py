@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lit_adv.attacks import BIM, FGSM, PGD, Attack, RandFGSM
 from lit_adv.explain import gradient_map, importance_map, perturbation_map
 from lit_adv.explain.regions import Cam
-from lit_adv.files import file_names, write_json, write_rows
+from lit_adv.files import safe_names, write_json, write_rows
 from lit_adv.metrics import NeutralizationScore
 from lit_adv.models import Classifier, NeutralizationDefense, neutralize
 from lit_adv.plots import RegionExample
@@ -406,7 +406,7 @@ class Neutralization(pl.Callback):
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.results = [row.result(trainer, self._names) for row in self._rows]
-        names = file_names(self._names)
+        names = safe_names(self._names)
         numbers: dict[str, float] = {}
         for result, row in zip(self.results, self._rows, strict=True):
             name = f"neutralization/{names[row.pair.source]}_to_{names[row.pair.target]}/{row.chosen}"
@@ -467,7 +467,7 @@ class Neutralization(pl.Callback):
         own = pl_module if isinstance(pl_module, Classifier) else getattr(pl_module, "model", None)
         if not isinstance(own, Classifier):
             return
-        names = file_names(self._names)
+        names = safe_names(self._names)
         for row in self._rows:
             name = f"{names[row.pair.source]}_to_{names[row.pair.target]}_{row.chosen}.safetensors"
             NeutralizationDefense(own, row.choice.blob, self.value).save(folder / name)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lit_adv.attacks import Attack, Region, random_targets, transfer
 from lit_adv.attacks.transferability import Procedure
-from lit_adv.files import file_names, write_json, write_rows
+from lit_adv.files import safe_names, write_json, write_rows
 from lit_adv.metrics import TransferMatrix
 from lit_adv.metrics.transfer_matrix import summary
 from lit_adv.models import load_classifier
@@ -174,7 +174,7 @@ class Transferability(pl.Callback):
         if not trainer.is_global_zero or not self.results:
             return
         self._save(Path(trainer.default_root_dir))
-        files = file_names(list(self.results))
+        files = safe_names(list(self.results))
         for file, (region, found) in zip(files, self.results.items(), strict=True):
             suffix = "" if region == GLOBAL else f"_{file}"
             where = "without a region" if region == GLOBAL else f"in region {region}"

@@ -10,7 +10,7 @@ import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ import lit_adv.attacks
 import lit_adv.callbacks
 import lit_adv.data
 import lit_adv.tasks
-from lit_adv import bolts, runs
+from lit_adv import bolts, runs, trust
 from lit_adv.attacks import Attack, Radius, Region
 from lit_adv.compose import ConfigError, compose, display_name, expand_arguments, is_packaged, load_text
 from lit_adv.diagnosis import explain, is_deliberate, message_of, nearest, tree_of
@@ -49,32 +49,40 @@ class Stopped(Exception):
         self.code = code
 
 
-def run(arguments: list[str]) -> "AdvCLI":
+def run(arguments: list[str], instead: Callable[["AdvCLI"], None] | None = None) -> "AdvCLI":
     """Parses a command line such as `["fit", "--config", "configs/cifar10/redrl.yaml"]` and runs it.
+
+    Args:
+        arguments: The subcommand and its options.
+        instead: Called in place of the trainer's method, with everything made; nothing is then kept of the run.
 
     Raises:
         ConfigError: The config or the command line cannot be used.
         Stopped: Ctrl-C or SIGTERM.
     """
     subcommand, *rest = arguments
-    expanded, files = expand_arguments(rest)
+    allow_any = trust.FLAG in rest
+    expanded, files = expand_arguments([argument for argument in rest if argument != trust.FLAG])
     if bolts.bolts_available() and any("pl_bolts." in argument for argument in expanded):
         bolts.import_bolts()
     _quieten()
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     register_type(Radius, serializer=float, deserializer=Radius)
-    _import_modules(_tree(expanded))
-    for base in (Attack, Region):
-        _resolve_annotations(base)
+    tree = _tree(expanded)
+    named = [*_class_names(tree), *(_dotted(tree) if allow_any else ())]
     is_rank_zero = int(getattr(rank_zero_only, "rank", 0) or 0) == 0
     if is_rank_zero:
         for file in files:
             if is_packaged(file):
                 print(f"config: {file} (installed with lit_adv)", file=sys.stderr)
     signals = runs.StopSignals()
-    with signals.received(by_rank_zero=_FOLDER_VARIABLE in os.environ and not is_rank_zero):
+    by_rank_zero = _FOLDER_VARIABLE in os.environ and not is_rank_zero
+    with trust.only_known_classes(named, allow_any), signals.received(by_rank_zero=by_rank_zero):
+        _import_modules(tree)
+        for base in (Attack, Region):
+            _resolve_annotations(base)
         try:
-            return AdvCLI([subcommand, *expanded], files, signals)
+            return AdvCLI([subcommand, *expanded], files, signals, instead)
         except SIGTERMException as error:
             raise Stopped("stopped by SIGTERM before there was anything to save", 143) from error
 
@@ -86,9 +94,17 @@ class AdvCLI(LightningCLI):
         arguments: The subcommand and its options, configs composed to text.
         files: The config files that were given, for the run's name.
         signals: Receives Ctrl-C and SIGTERM.
+        instead: Called in place of the trainer's method.
     """
 
-    def __init__(self, arguments: list[str], files: list[Path], signals: runs.StopSignals) -> None:
+    def __init__(
+        self,
+        arguments: list[str],
+        files: list[Path],
+        signals: runs.StopSignals,
+        instead: Callable[["AdvCLI"], None] | None = None,
+    ) -> None:
+        self.instead = instead
         self.arguments, self.files, self.signals = arguments, files, signals
         self.folder = Path()
         self.record: runs.RunRecord | None = None
@@ -140,6 +156,9 @@ class AdvCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except _ParserError as error:
+            refused = trust.refused_in(str(error))
+            if refused is not None:
+                raise ConfigError(trust.refusal(refused)) from error
             raise ConfigError(explain(str(error), self._parser(subcommand), _tree(rest))) from error
         except OmegaConfBaseException as error:
             raise ConfigError(_interpolation_message(error, subcommand, _tree(rest))) from error
@@ -172,9 +191,16 @@ class AdvCLI(LightningCLI):
                     f"--run_dir DIR, or use --config DIR/config.yaml, or give the file)"
                 )
             options.ckpt_path = str(Path(given) / "checkpoints" / f"{options.ckpt_path}.ckpt")
-        if fitting:
+        if fitting and self.instead is None:
             self._refuse_to_overwrite(given)
-        elif not options.ckpt_path and not options.untrained and not _get(options.model, "weights"):
+        elif (
+            self.instead is None
+            and not fitting
+            and not options.ckpt_path
+            and not options.untrained
+            and not _get(options.model, "weights")
+            and _needs_weights(options.model)
+        ):
             raise ConfigError(self._needs_checkpoint(given))
         self._check_victims()
         self._checkpoint = self._read_checkpoint()
@@ -232,7 +258,7 @@ class AdvCLI(LightningCLI):
             loop = self.trainer.fit_loop
             loop.epoch_progress.current.completed = int(self._checkpoint.get("epoch", 0))
             loop.epoch_loop._batches_that_stepped = int(self._checkpoint.get("global_step", 0))
-        if not self.is_rank_zero:
+        if not self.is_rank_zero or self.instead is not None:
             return
         print(f"run folder: {self.folder}", flush=True)
         if self._checkpoint and self.subcommand == "fit":
@@ -257,7 +283,7 @@ class AdvCLI(LightningCLI):
 
     def after_predict(self) -> None:
         """Says where predictions are, if anywhere."""
-        writers = (BasePredictionWriter, lit_adv.callbacks.IdentificationWriter)
+        writers = (BasePredictionWriter, lit_adv.callbacks.IdentificationWriter, lit_adv.callbacks.AdversarialWriter)
         kept = any(isinstance(callback, writers) for callback in getattr(self.trainer, "callbacks", []))
         if self.is_rank_zero and not kept:
             print(
@@ -272,6 +298,9 @@ class AdvCLI(LightningCLI):
         return arguments
 
     def _run_subcommand(self, subcommand: str) -> None:
+        if self.instead is not None:
+            self.instead(self)
+            return
         if self.is_rank_zero and self.record is not None and not self.options.trainer.fast_dev_run:
             self.record.write(self.folder, subcommand)
         with _in_environment(_FOLDER_VARIABLE, str(self.folder)):
@@ -289,7 +318,8 @@ class AdvCLI(LightningCLI):
 
     def _say_how_to_go_on(self, what: str, code: int, error: BaseException) -> NoReturn:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        command = f"lightning {self.subcommand} --config {shlex.quote(str(self.folder / 'config.yaml'))}"
+        flag = f" {trust.FLAG}" if trust.FLAG in sys.argv else ""
+        command = f"lightning {self.subcommand}{flag} --config {shlex.quote(str(self.folder / 'config.yaml'))}"
         last = self.folder / "checkpoints" / "last.ckpt"
         if self.subcommand != "fit":
             message = f"{what}"
@@ -516,6 +546,12 @@ def _get(config: Any, name: str) -> Any:
     return arguments.get(name) if isinstance(arguments, (Namespace, dict)) else None
 
 
+def _needs_weights(model: Namespace) -> bool:
+    """Whether the task has weights, as all have but those that say otherwise."""
+    module, _, name = model.class_path.rpartition(".")
+    return bool(getattr(getattr(importlib.import_module(module), name, None), "needs_weights", True))
+
+
 def _replace(value: Any, mark: str, text: str) -> Any:
     if isinstance(value, str):
         return value.replace(mark, text)
@@ -556,6 +592,17 @@ def _class_names(tree: Any, named: bool = False) -> Iterator[str]:
         if isinstance(value, str) and "." in value and (named or key == "class_path"):
             yield value
         yield from _class_names(value, named=key in ("attacks", "regions"))
+
+
+def _dotted(tree: Any) -> Iterator[str]:
+    """All values of a config that may be the name of something in a module."""
+    if isinstance(tree, str):
+        parts = tree.split(".")
+        if len(parts) > 1 and all(part.isidentifier() for part in parts):
+            yield tree
+    inner = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
+    for value in inner:
+        yield from _dotted(value)
 
 
 def _resolve_annotations(cls: type) -> None:

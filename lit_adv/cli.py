@@ -7,14 +7,15 @@ import argparse
 import difflib
 import os
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from lit_adv.compose import ConfigError
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
-EXPORT = "export"
+EXPORT, ESTIMATE, VERIFY = "export", "estimate", "verify"
 
 _OVERVIEW = """\
 lit_adv: craft, attribute, defend against and explain adversarial images
@@ -27,6 +28,8 @@ usage: lightning <fit|validate|test|predict> --config FILE [--config FILE ...] [
   test       run the test set through a checkpoint, tables and figures in the run's folder
   predict    run the prediction set through a checkpoint
   export     write the classifier in a checkpoint for other programs; see lightning export --help
+  estimate   say how much disk and time crafting will take: lightning estimate fit --config FILE
+  verify     look whether a written set of adversarial images is whole; see lightning verify --help
 
   lightning fit --config configs/digits/victims/small_cnn.yaml     train a classifier to attack
   lightning fit --config configs/cifar10/redrl.yaml --trainer.max_epochs=1 --data.batch_size=64
@@ -39,6 +42,7 @@ usage: lightning <fit|validate|test|predict> --config FILE [--config FILE ...] [
   --config FILE   a YAML file; later files and options win. `base: other.yaml` in it builds on another file
   --run_dir DIR   the run's folder, in place of a new one under runs/
   --ckpt_path     a file, or `last` or `best` of the run's folder
+  --allow-any-class  let the config name classes of any package, whose code is then run
   --debug         show where in the program an error comes from (also LIT_ADV_DEBUG=1)
   --version
 """
@@ -59,23 +63,77 @@ def main() -> None:
     if arguments[0] == EXPORT:
         _export(arguments[1:], debug)
         return
-    if arguments[0] not in SUBCOMMANDS:
-        near = difflib.get_close_matches(arguments[0], (*SUBCOMMANDS, EXPORT), n=1)
+    own = {ESTIMATE: _estimate, VERIFY: _verify}
+    if arguments[0] not in SUBCOMMANDS and arguments[0] not in own:
+        near = difflib.get_close_matches(arguments[0], (*SUBCOMMANDS, EXPORT, *own), n=1)
         hint = f"did you mean {near[0]}?" if near else f"it comes first and is one of {', '.join(SUBCOMMANDS)}"
         _fail(f"lightning: there is no subcommand {arguments[0]!r} ({hint})", 2)
     # LightningCLI 2.6 calls what jsonargparse 5 will drop; our pins keep the two together
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     try:
-        _run(arguments, debug)
+        if arguments[0] in own:
+            own[arguments[0]](arguments[1:], debug)
+        else:
+            _run(arguments, debug)
     except KeyboardInterrupt:
         _fail("interrupted before there was anything to save", 130)
 
 
-def _run(arguments: list[str], debug: bool) -> None:
+def _estimate(arguments: list[str], debug: bool) -> None:
+    """`lightning estimate SUBCOMMAND --config FILE`: everything is made as for the run, which is not started."""
+    if not arguments or arguments[0] not in SUBCOMMANDS:
+        listed = ", ".join(SUBCOMMANDS)
+        _fail(f"lightning estimate: a subcommand comes first and is one of {listed} (lightning estimate fit ...)", 2)
+    from lit_adv import crafting_commands
+
+    _run(arguments, debug, crafting_commands.estimate)
+
+
+def _verify(arguments: list[str], debug: bool) -> None:
+    """`lightning verify FOLDER`; ends the process with code 1 where a set is not whole."""
+    parser = argparse.ArgumentParser(
+        prog=f"lightning {VERIFY}",
+        description="Looks whether a set that AdversarialWriter wrote is whole. Exit code 1: it is not.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("folder", help="the folder that holds manifest.json")
+    parser.add_argument("--sample", type=int, help="read only so many images, in place of all")
+    parser.add_argument("--seed", type=int, default=0, help="of the samples")
+    parser.add_argument(
+        "--recraft",
+        type=int,
+        metavar="N",
+        help="craft N images again and compare; the job's --config and options follow",
+    )
+    given, rest = parser.parse_known_args(arguments)
+    for name in ("sample", "recraft"):
+        if getattr(given, name) is not None and getattr(given, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(given, name)}")
+    if rest and given.recraft is None:
+        parser.error(f"unrecognized arguments: {' '.join(rest)} (--recraft N takes a job's options)")
+    if given.recraft is not None and not rest:
+        parser.error("--recraft needs the config that the set was written with (--config FILE)")
+    from lit_adv import crafting_commands
+
+    try:
+        whole = crafting_commands.verify(Path(given.folder), given.sample, given.seed)
+    except (ValueError, OSError) as error:
+        if debug:
+            raise
+        _fail(str(error), 2)
+    if given.recraft is not None:
+        again = crafting_commands.Recraft(Path(given.folder), given.recraft, given.seed)
+        _run(["predict", *rest], debug, again)
+        whole = whole and again.same
+    if not whole:
+        sys.exit(1)
+
+
+def _run(arguments: list[str], debug: bool, instead: Callable[[Any], None] | None = None) -> None:
     from lit_adv import app, diagnosis
 
     try:
-        app.run(arguments)
+        app.run(arguments, instead)
     except app.Stopped as stop:
         _fail(str(stop), stop.code)
     except ConfigError as error:

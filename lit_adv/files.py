@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import re
@@ -61,18 +62,33 @@ def write_json(path: Path, content: Any, indent: int | None = None) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def file_names(names: Sequence[str]) -> list[str]:
-    """Names that can be a file's, each its own, for names of classes and the like.
+def safe_names(names: Sequence[str]) -> list[str]:
+    """File names that stand for any names: letters, digits, `_` and `-` alone, at most 64, no two the same.
 
-    Args:
-        names: Whatever somebody has called them; what is no letter, digit or underscore becomes an underscore, and the
-            place is added where two would be alike or nothing is left.
+    They can neither leave a folder nor mean a device, and differ where a file system does not tell `a` from `A`; they
+    have no dot, so that nothing in them is taken for a suffix. A name that had to be changed ends in eight digits of
+    its SHA-256, so that what a name becomes depends on the others only where two differ in case alone.
     """
-    plain = [re.sub(r"\W+", "_", name).strip("_") for name in names]
-    found: list[str] = []
-    for number, each in enumerate(plain):
-        name = each if each and plain.count(each) == 1 else f"{each}_{number}".lstrip("_")
-        while name in found or (name != each and name in plain):
-            name += "_"
-        found.append(name)
+    folded = [name.casefold() for name in names]
+    found = []
+    for name in names:
+        safe = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:_LONGEST]
+        clashes = folded.count(name.casefold()) > 1
+        if safe != name or not safe or safe.startswith("-") or clashes or safe.casefold() in _DEVICES:
+            digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+            safe = f"{safe[: _LONGEST - 9].lstrip('-') or 'name'}-{digest}"
+        found.append(safe)
     return found
+
+
+def inside(folder: Path, name: str) -> Path | None:
+    """The file of that name in a folder, or None where the name, or a link on the way, leads out of the folder."""
+    if not name or "\0" in name or "\\" in name or name.startswith("/") or ".." in name.split("/"):
+        return None
+    path = folder / name
+    return path if path.resolve().is_relative_to(folder.resolve()) else None
+
+
+_LONGEST = 64
+# names that Windows takes for devices, whatever their suffix
+_DEVICES = {"con", "prn", "aux", "nul", *(f"{kind}{number}" for kind in ("com", "lpt") for number in range(10))}

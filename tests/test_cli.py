@@ -222,7 +222,11 @@ def test_a_users_attack_in_a_file_of_its_own_has_types(toy, tmp_path, monkeypatc
     monkeypatch.syspath_prepend(tmp_path)
     attack = "{class_path: an_attack_of_mine.OfMine, init_args: {eps: 8/255, strength: %s}}"
     text = "data: {init_args: {attacks: {mine: " + attack + "}}}"
-    assert toy(text % 2, "--trainer.fast_dev_run=true", "--data.attacks.more=an_attack_of_mine.OfMine").code == 0
+    known = toy(text % 2, "--trainer.fast_dev_run=true")
+    assert known.code == 2
+    assert "class_path: an_attack_of_mine.OfMine is of an_attack_of_mine, which is no known package" in known.err
+    options = ("--allow-any-class", "--data.attacks.more=an_attack_of_mine.OfMine")
+    assert toy(text % 2, "--trainer.fast_dev_run=true", *options).code == 0
     assert CountingData.seen.attacks["mine"].eps == pytest.approx(8 / 255)
     assert CountingData.seen.attacks["mine"].strength == 2
     assert "data.attacks.mine.strength: expected int, got strong" in toy(text % "strong").err

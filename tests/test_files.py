@@ -1,10 +1,11 @@
 """A file is there whole or not at all."""
 
+import re
 from pathlib import Path
 
 import pytest
 
-from lit_adv.files import file_names, replacing, write_json, write_rows
+from lit_adv.files import replacing, safe_names, write_json, write_rows
 
 
 def test_the_old_file_stays_after_an_exception(tmp_path: Path) -> None:
@@ -40,9 +41,15 @@ def test_rows_and_json_are_strict(tmp_path: Path) -> None:
 
 
 def test_names_that_look_alike_stay_apart() -> None:
-    names = ["cat", "T-shirt/top", "a b", "a/b", "+", "é", "a_b_2"]
-    assert file_names(names) == ["cat", "T_shirt_top", "a_b_2_", "a_b_3", "4", "é", "a_b_2"]
-    assert file_names([]) == []
+    names = ["cat", "T-shirt/top", "a b", "a/b", "+", "é", "a_b", "../x", "con", "Dog", "dog", "", "-f", "n" * 300]
+    found = safe_names(names)
+    assert found[0] == "cat"
+    assert found[6] == "a_b"
+    assert found[1].startswith("T-shirt_top-")
+    assert len({name.casefold() for name in found}) == len(names)
+    assert all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}", name) for name in found)
+    assert "con" not in found
+    assert safe_names([]) == []
 
 
 def _interrupted(path: Path) -> None:

@@ -1,6 +1,7 @@
 """Clean data modules, and the adversarial one that goes on top of any of them."""
 
 from lit_adv.data.adversarial import AdversarialBatch, AdversarialDataModule
+from lit_adv.data.adversarial_set import SetCheck, verify_set
 from lit_adv.data.arrays import Arrays
 from lit_adv.data.attack_files import load_attack, save_attack
 from lit_adv.data.cats_vs_dogs import CatsVsDogs
@@ -35,8 +36,10 @@ __all__ = [
     "PictureBatch",
     "PictureFile",
     "PictureFolder",
+    "SetCheck",
     "TinyImageNet",
     "load_attack",
     "read_picture",
     "save_attack",
+    "verify_set",
 ]

@@ -32,8 +32,11 @@ from lit_adv.data.batches import (
     batches_trained,
 )
 from lit_adv.data.cache import AdversarialCache
+from lit_adv.data.cache_budget import disk_bytes, free_disk, parse_size, share_that_fits, size_text, taken
+from lit_adv.data.chunks import Chunk, ChunkSize, is_out_of_memory
 from lit_adv.data.degradation import Degradation
 from lit_adv.data.sampling import rank_and_world
+from lit_adv.data.set_plan import SetBatches, SetPlan
 from lit_adv.models import fingerprint, freeze_, load_classifier
 
 Split = Literal["train", "val", "test"]
@@ -42,6 +45,8 @@ _BEFORE, _AFTER, _SAME = (
     2,
     4,
 )  # flags of a crafted row: succeeded before and after rounding, equal to the clean image
+# a block for the text beside each variant's images
+_KEY_BYTES = 4096
 _FACTORS = [round(1 + 0.1 * step, 1) for step in range(21)]
 
 
@@ -67,6 +72,26 @@ class AdversarialBatch(NamedTuple):
     index: Tensor  # type: ignore[assignment]
 
 
+class VersionEstimate(NamedTuple):
+    """What crafting one version of a split's images takes.
+
+    Attributes:
+        split: The split.
+        name: Setting and victim.
+        images: How many are wanted.
+        cached: How many of them the cache holds.
+        seconds_per_image: On one process.
+        sample: The images crafted to find that out, as stored, ``(n, C, H, W)``.
+    """
+
+    split: Split
+    name: str
+    images: int
+    cached: int
+    seconds_per_image: float
+    sample: Tensor
+
+
 class AdversarialDataModule(pl.LightningDataModule):
     """Crafts adversarial images of a clean data module's images, on the device, and keeps them in a cache.
 
@@ -87,7 +112,8 @@ class AdversarialDataModule(pl.LightningDataModule):
         regions: For some of these keys, the only region that the attack may change.
         batch_size: Images a training batch and process.
         eval_batch_size: Images an evaluation batch and process; None takes ``batch_size``.
-        craft_batch_size: Most images that are attacked at once.
+        craft_batch_size: Most images that are attacked at once; ``auto``: as many as fit (from 1024 on a GPU, 256 on a
+            CPU, halved whenever the memory does not suffice), with the same images as a result.
         num_workers: DataLoader workers; they read the cache.
         variants: How many versions of each image exist in training, the clean one included, spread evenly over the
             classes and fixed by the seed (a class with fewer settings has fewer); None: all of them. Which ones differs
@@ -101,7 +127,10 @@ class AdversarialDataModule(pl.LightningDataModule):
         labels: Which class an attack leaves: the victim's ``prediction`` on the clean image, as the papers have it, or
             the ``true`` one.
         cache_dir: Folder for crafted images; None keeps nothing.
-        prefill: Craft all that a run will show before it starts.
+        cache_limit: Most disk that ``cache_dir`` may take, what other jobs keep there included: ``20 GB``, ``20 GiB``
+            or bytes; None sets no limit. The same first part of the images is kept of every version, the rest is
+            crafted each time it is shown; ``prefill``, which promises all of them, refuses before it crafts any.
+        prefill: Craft all that a run will show before it starts; refuses where the disk has no room for it.
         augment: Random shifts (an eighth of the side) and flips in training, the same for clean and adversarial image.
         held_out: Victims that training and validation never show; only the test (and prediction) does, so that what has
             been learnt is tried on networks that nothing was learnt from, nor chosen by.
@@ -123,7 +152,7 @@ class AdversarialDataModule(pl.LightningDataModule):
         regions: dict[str, Region] | None = None,
         batch_size: int = 128,
         eval_batch_size: int | None = None,
-        craft_batch_size: int = 256,
+        craft_batch_size: ChunkSize = 256,
         num_workers: int = 0,
         variants: int | None = None,
         paired: bool = False,
@@ -132,6 +161,7 @@ class AdversarialDataModule(pl.LightningDataModule):
         survive_rounding: bool = False,
         labels: Literal["prediction", "true"] = "prediction",
         cache_dir: str | None = None,
+        cache_limit: int | str | None = None,
         prefill: bool = False,
         augment: bool = False,
         held_out: tuple[str, ...] = (),
@@ -153,6 +183,7 @@ class AdversarialDataModule(pl.LightningDataModule):
         self.survive_rounding = survive_rounding
         self.labels = labels
         self.cache_dir = cache_dir
+        self.cache_limit = cache_limit
         self.prefill_first = prefill
         self.augment = augment
         self.held_out = tuple(held_out)
@@ -189,6 +220,10 @@ class AdversarialDataModule(pl.LightningDataModule):
         self._victim_words: dict[str, str] = {}
         self._shape: tuple[int, ...] | None = None
         self._evaluated: Split = "test"
+        self._chunk = Chunk(craft_batch_size)
+        # the share of a split's images that the cache keeps
+        self._kept: dict[str, float] = {}
+        self._shown: list[tuple[Split, SetPlan, list[int]]] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -266,16 +301,12 @@ class AdversarialDataModule(pl.LightningDataModule):
             "validate": ("val",),
         }
         wanted = splits.get(stage, ("test",))
-        new = [split for split in wanted if split not in self._sets]
-        if new:
-            self.source.setup("test" if stage == "predict" else stage)  # type: ignore[arg-type]
-            for split in new:
-                dataset = _dataset(self.source, split)
-                self._check_source(split, dataset)
-                self._sets[split] = dataset
+        self._take(wanted, "test" if stage == "predict" else stage)
         self._check_victims()
-        if self.prefill_first and self.trainer is not None and not getattr(self.trainer, "fast_dev_run", False):
-            self.prefill(wanted)
+        if self.trainer is not None and not getattr(self.trainer, "fast_dev_run", False):
+            self._check_room(wanted)
+            if self.prefill_first:
+                self.prefill(wanted)
 
     def train_dataloader(self) -> ResumableLoader:
         rank, ranks = rank_and_world()
@@ -291,7 +322,41 @@ class AdversarialDataModule(pl.LightningDataModule):
         return self._evaluation("test")
 
     def predict_dataloader(self) -> PredictionLoader:
-        return PredictionLoader(self._evaluation("test"))
+        if self._shown is None:
+            return PredictionLoader(self._evaluation("test"))
+        loaders = []
+        for split, plan, shards in self._shown:
+            items = _Items(self, split, plain=True)
+            loaders.append(self._loader(items, SetBatches(items, plan, shards, self.eval_batch_size), None))
+        return PredictionLoader(*loaders)
+
+    def read_splits(self, splits: Sequence[Split]) -> None:
+        """Reads splits beside those of the stage, and checks them and the victims; crafts nothing."""
+        for split in splits:
+            self._take((split,), {"train": "fit", "val": "validate", "test": "test"}[split])
+        self._check_victims()
+
+    def plan(self, split: Split, images_per_shard: int) -> SetPlan:
+        """All that is shown of a split that has been read, in shards."""
+        clean = np.arange(len(self._sets[split]))  # type: ignore[arg-type]
+        variants = [(variant, self._needed(split, variant)) for variant in self._variants(split)]
+        return SetPlan([(-1, clean), *variants], images_per_shard)
+
+    def split_digest(self, split: Split) -> str:
+        """A hash of up to 64 images and labels, evenly spaced, of a split that has been read."""
+        dataset = self._sets[split]
+        count = len(dataset)  # type: ignore[arg-type]
+        images, labels = _read(dataset, np.unique(np.linspace(0, count - 1, min(64, count)).astype(int)).tolist())
+        digest = hashlib.sha256(f"{count} {tuple(images.shape)} ".encode())
+        digest.update(_to_stored(self.quantise, images).numpy().tobytes() + labels.numpy().tobytes())
+        return digest.hexdigest()
+
+    def show_in_prediction(self, shown: list[tuple[Split, SetPlan, list[int]]] | None) -> None:
+        """Makes prediction show some shards of plans, on this rank, in place of the test set; None: the test set.
+
+        Images are as they were crafted: neither augmented nor degraded.
+        """
+        self._shown = shown
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Crafts what the cache did not have; batches that are not ours pass."""
@@ -336,6 +401,7 @@ class AdversarialDataModule(pl.LightningDataModule):
         """
         if self.cache_dir is None:
             raise ValueError("AdversarialDataModule: prefill needs a cache_dir to keep the images in, got None")
+        self._check_room(splits, all_of_them=True)
         trainer = self.trainer
         if device is None:
             device = trainer.strategy.root_device if trainer is not None else torch.device("cpu")
@@ -372,8 +438,9 @@ class AdversarialDataModule(pl.LightningDataModule):
                 name = f"{self._variant_name(variant)} ({split})"
                 bar.update(task, description=name)
                 counts = np.zeros(4, np.int64)
-                for start in range(0, len(rows), self.craft_batch_size):
-                    part = rows[start : start + self.craft_batch_size]
+                step = self._chunk.size(device)
+                for start in range(0, len(rows), step):
+                    part = rows[start : start + step]
                     raw = items[[(int(row), variant) for row in part]]
                     flags = raw.flags.clone()
                     for _, missing in raw.groups:
@@ -394,6 +461,71 @@ class AdversarialDataModule(pl.LightningDataModule):
         self._ready.update(splits)
         if trainer is not None:
             trainer.strategy.barrier("prefill")
+
+    def cache_bytes(self, splits: Sequence[Split]) -> int:
+        """Disk that the crafted images of splits take in the cache, in blocks of 4096 bytes, once all are there."""
+        total = 0
+        for split in splits:
+            for variant in self._variants(split):
+                rows = self._needed(split, variant)
+                total += sum(disk_bytes(rows, size) for size in self._row_bytes()) + _KEY_BYTES * (len(rows) > 0)
+        return total
+
+    def craft(
+        self, split: Split, setting: str, victim: str, indices: Sequence[int], device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """Some images of a split that has been read, crafted anew, whatever the cache holds: ``(n, C, H, W)`` as kept.
+
+        Raises:
+            ValueError: There is no such setting or victim.
+        """
+        if setting not in self._keys or victim not in self.victim_names:
+            raise ValueError(f"AdversarialDataModule: there is no {setting} on {victim}")
+        variant = self._keys.index(setting) * len(self.victim_names) + self.victim_names.index(victim)
+        clean, label = _read(self._sets[split], list(indices))
+        stored, rows = _to_stored(self.quantise, clean).to(device), torch.tensor(list(indices))
+        return self._craft(split, variant, stored, label.to(device), rows, keep=False)[0].cpu()
+
+    def estimate(self, splits: Sequence[Split], device: torch.device | str = "cpu") -> list[VersionEstimate]:
+        """What crafting all of some splits takes, from one chunk of each version, which is crafted and thrown away.
+
+        Each version's first chunk is crafted twice where nothing of that victim was crafted before, since a device's
+        first run is slower.
+
+        Raises:
+            ValueError: A split is empty or of another kind.
+        """
+        self.read_splits(splits)
+        found, warm = [], set()
+        for split in splits:
+            items = _Items(self, split)
+            for variant in self._variants(split):
+                rows = self._needed(split, variant)
+                cache = self._cache(split, variant)
+                chosen = rows[: self._chunk.size(device)]
+                if not len(chosen):
+                    continue
+                clean, label = _read(items.clean, chosen.tolist())
+                stored, label = _to_stored(self.quantise, clean).to(device), label.to(device)
+                victim, images = variant % len(self.victim_names), None
+                for _ in range(1 if victim in warm else 2):
+                    began = time.monotonic()
+                    images, flags = self._craft(split, variant, stored, label, torch.from_numpy(chosen), keep=False)
+                    flags.cpu()  # waits for the device
+                    seconds = time.monotonic() - began
+                warm.add(victim)
+                assert images is not None
+                found.append(
+                    VersionEstimate(
+                        split=split,
+                        name=self._variant_name(variant),
+                        images=len(rows),
+                        cached=0 if cache is None else min(cache.filled(), len(rows)),
+                        seconds_per_image=seconds / len(chosen),
+                        sample=images.cpu(),
+                    )
+                )
+        return found
 
     def report(self, split: Split | None = None) -> list[dict[str, Any]]:
         """How well the attacks did on what the last pass over a split has shown; collective, call it on every rank.
@@ -454,11 +586,11 @@ class AdversarialDataModule(pl.LightningDataModule):
             flags = flags.index_copy(0, rows, found)
         self._count(raw, flags)
         clean, adversarial = _to_float(raw.clean), _to_float(adversarial)
-        if self.augment and raw.split == "train":
+        if self.augment and raw.split == "train" and not raw.plain:
             seeds = mix(raw.index + mix_int(self.seed, epoch, 3))
             flips = getattr(self.source, "flips", True)  # a mirrored digit is another character
             clean, adversarial = (_shift_and_flip(each, seeds, flips) for each in (clean, adversarial))
-        if self.degradation is not None and raw.split != "test":
+        if self.degradation is not None and raw.split != "test" and not raw.plain:
             clean, adversarial = self.degradation(self._degradation_seeds(raw, epoch), clean, adversarial)
         return AdversarialBatch(clean, adversarial, raw.label, raw.attack, raw.setting, raw.victim, raw.index)
 
@@ -478,37 +610,55 @@ class AdversarialDataModule(pl.LightningDataModule):
         for variant in raw.variants:
             self._counts[raw.split][variant] += _tally(shown[raw.variant_rows == variant])
 
-    def _craft(self, split: Split, variant: int, stored: Tensor, label: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Adversarial images of one variant, as stored, and their flags; into the cache as well."""
-        key, name = self._keys[variant // len(self.victim_names)], self.victim_names[variant % len(self.victim_names)]
-        attack, region = self.attacks[key], self.regions.get(key)
-        victim = self.victim(name, stored.device)
-        seed = mix_int(self.seed, *(int(part, 16) for part in self._seed_words(variant)))
+    def _craft(
+        self, split: Split, variant: int, stored: Tensor, label: Tensor, index: Tensor, keep: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Adversarial images of one variant, as stored, and their flags; into the cache as well, where asked."""
         images, flags = [], []
-        for part, truth, rows in zip(
-            stored.split(self.craft_batch_size),
-            label.split(self.craft_batch_size),
-            index.split(self.craft_batch_size),
-            strict=True,
-        ):
-            with torch.inference_mode(False):
-                clean = _to_float(part.clone())
-                if self.labels == "true":
-                    leave = truth.clone()
-                else:
-                    with torch.no_grad():
-                        leave = victim(clean).argmax(1)
-                crafted = attack(victim, clean, leave, region=region, seed=seed)
-                with torch.no_grad():
-                    kept, flag = self._rounded(victim, attack, clean, part, crafted, leave)
+        start = 0
+        while start < len(stored):
+            stop = min(start + self._chunk.size(stored.device), len(stored))
+            problem = ""
+            try:
+                kept, flag = self._attacked(variant, stored[start:stop], label[start:stop])
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+            if problem:
+                # only here, where the exception no longer holds the tensors of the attempt
+                self._chunk.halve(stop - start, problem)
+                continue
             cache = self._cache(split, variant)
-            if cache is not None:
+            if cache is not None and keep:
+                part = slice(start, stop)
                 cache.write(
-                    rows.tolist(), part.cpu().numpy(), truth.cpu().numpy(), kept.cpu().numpy(), flag.cpu().numpy()
+                    index[part].tolist(),
+                    stored[part].cpu().numpy(),
+                    label[part].cpu().numpy(),
+                    kept.cpu().numpy(),
+                    flag.cpu().numpy(),
                 )
             images.append(kept)
             flags.append(flag)
+            start = stop
         return torch.cat(images), torch.cat(flags)
+
+    def _attacked(self, variant: int, stored: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        """Adversarial images of one variant, all at once."""
+        key, name = self._keys[variant // len(self.victim_names)], self.victim_names[variant % len(self.victim_names)]
+        attack, victim = self.attacks[key], self.victim(name, stored.device)
+        seed = mix_int(self.seed, *(int(part, 16) for part in self._seed_words(variant)))
+        with torch.inference_mode(False):
+            clean = _to_float(stored.clone())
+            if self.labels == "true":
+                leave = truth.clone()
+            else:
+                with torch.no_grad():
+                    leave = victim(clean).argmax(1)
+            crafted = attack(victim, clean, leave, region=self.regions.get(key), seed=seed)
+            with torch.no_grad():
+                return self._rounded(victim, attack, clean, stored, crafted, leave)
 
     def _rounded(
         self, victim: nn.Module, attack: Attack, clean: Tensor, stored: Tensor, crafted: Tensor, leave: Tensor
@@ -552,6 +702,9 @@ class AdversarialDataModule(pl.LightningDataModule):
                 self._image_shape(),
                 "float32" if self.quantise == "none" else "uint8",
             )
+            if split in self._kept:
+                count = len(self._sets[split])  # type: ignore[arg-type]
+                self._caches[split, variant].rows = int(self._kept[split] * count)
         return self._caches[split, variant]
 
     def _seed_words(self, variant: int) -> tuple[str, ...]:
@@ -631,8 +784,19 @@ class AdversarialDataModule(pl.LightningDataModule):
         if not self.attacks:
             fail("attacks must name at least one attack, got none")
         for field in ("batch_size", "eval_batch_size", "craft_batch_size"):
-            if getattr(self, field) < 1:
-                fail(f"{field} must be at least 1, got {getattr(self, field)}")
+            value = getattr(self, field)
+            if field == "craft_batch_size" and value == "auto":
+                continue
+            if not isinstance(value, int) or value < 1:
+                also = " or auto" if field == "craft_batch_size" else ""
+                fail(f"{field} must be at least 1{also}, got {value}")
+        if self.cache_limit is not None:
+            if self.cache_dir is None:
+                fail(f"cache_limit needs a cache_dir that it limits, got cache_dir=None and {self.cache_limit!r}")
+            try:
+                parse_size(self.cache_limit)
+            except ValueError as error:
+                fail(f"cache_limit {error}")
         if self.quantise not in ("round", "floor", "none"):
             fail(f"quantise must be round, floor or none, got {self.quantise!r}")
         if self.labels not in ("prediction", "true"):
@@ -654,6 +818,62 @@ class AdversarialDataModule(pl.LightningDataModule):
                     f"AdversarialDataModule: victims: there is no checkpoint {str(victim)!r} for {name} (train it with "
                     "`lightning fit` and the config of that victim, or give the path of another checkpoint)"
                 )
+
+    def _take(self, splits: Sequence[Split], stage: str | None) -> None:
+        """Reads splits that have not been read yet."""
+        new = [split for split in splits if split not in self._sets]
+        if new:
+            self.source.setup(stage)  # type: ignore[arg-type]
+            for split in new:
+                dataset = _dataset(self.source, split)
+                self._check_source(split, dataset)
+                self._sets[split] = dataset
+
+    def _check_room(self, splits: Sequence[Split], all_of_them: bool | None = None) -> None:
+        """Says what of the splits the cache keeps, or, where it is to keep all and cannot, refuses."""
+        if self.cache_dir is None:
+            return
+        promised = self.prefill_first if all_of_them is None else all_of_them
+        folder = Path(self.cache_dir)
+        own = {(split, variant): self._cache(split, variant) for split in splits for variant in self._variants(split)}
+        there = sum(taken(cache.folder) for cache in own.values() if cache is not None)
+        needed = self.cache_bytes(splits)
+        if promised and needed - there > (free := free_disk(folder)):
+            raise ValueError(
+                f"AdversarialDataModule: prefill needs {size_text(needed - there)} more in cache_dir {folder}, and its "
+                f"disk has {size_text(free)} free (set cache_dir to another disk, variants to fewer versions, or "
+                "prefill to false and cache_limit to what may be kept)"
+            )
+        if self.cache_limit is None or (not promised and all(split in self._kept for split in splits)):
+            return
+        limit, others = parse_size(self.cache_limit), taken(folder) - there
+        if others + needed <= limit:
+            self._kept |= dict.fromkeys(splits, 1.0)
+        elif promised:
+            also = f", where other jobs keep {size_text(others)}" if others else ""
+            raise ValueError(
+                f"AdversarialDataModule: prefill needs {size_text(needed)} in cache_dir {folder}{also}, and "
+                f"cache_limit is {self.cache_limit} (raise it, set variants to fewer versions, or set prefill to "
+                "false: what does not fit is then crafted each time it is shown)"
+            )
+        else:
+            rows = [(self._needed(split, variant), len(self._sets[split])) for split, variant in own]  # type: ignore[arg-type]
+            budget = limit - others - _KEY_BYTES * len(own)
+            share = share_that_fits(rows, self._row_bytes(), budget) if budget > 0 else 0.0
+            self._kept |= dict.fromkeys(splits, share)
+            for (split, _), cache in own.items():
+                if cache is not None:
+                    cache.rows = int(share * len(self._sets[split]))  # type: ignore[arg-type]
+            if rank_and_world()[0] == 0:
+                print(
+                    f"adversarial cache: all of {' and '.join(splits)} would take {size_text(needed)}, cache_limit is "
+                    f"{self.cache_limit}: {100 * share:.1f} % of the images are kept, the rest is crafted each time",
+                    flush=True,
+                )
+
+    def _row_bytes(self) -> tuple[int, int]:
+        """Bytes of an image and of its record."""
+        return int(np.prod(self._image_shape())) * (4 if self.quantise == "none" else 1), AdversarialCache.record_bytes
 
     def _check_names(self) -> None:
         strangers = [name for name in self.held_out if name not in self.victim_names]
@@ -727,14 +947,16 @@ class _Raw(NamedTuple):
     variants: Any  # list of the variants in the batch
     variant_rows: Any  # numpy (B,), the variant of each row, -1 for clean
     groups: Any  # list of (variant, rows not in the cache)
+    plain: Any  # whether the images are wanted as they were crafted
 
 
 class _Items(Dataset[_Raw]):
     """Collated batches for lists of (index, variant); reads the cache, in the worker where there is one."""
 
-    def __init__(self, module: AdversarialDataModule, split: Split) -> None:
+    def __init__(self, module: AdversarialDataModule, split: Split, plain: bool = False) -> None:
         self.clean = module._sets[split]
         self.split = split
+        self.plain = plain
         self.module = module
         variants = range(len(module._keys) * len(module.victim_names))
         # made here, in the main process, so that workers need no victim
@@ -790,6 +1012,7 @@ class _Items(Dataset[_Raw]):
             shown,
             variant,
             groups,
+            self.plain,
         )
 
 

@@ -153,16 +153,18 @@ class ResumableLoader(DataLoader[Any]):
 
 
 class PredictionLoader:
-    """A loader's batches, and nothing that Lightning would take apart: it builds any DataLoader anew for prediction."""
+    """Loaders' batches, and nothing that Lightning would take apart: it builds any DataLoader anew for prediction."""
 
-    def __init__(self, loader: DataLoader[Any]) -> None:
-        self.loader = loader
+    def __init__(self, *loaders: DataLoader[Any]) -> None:
+        self.loaders = loaders
 
     def __len__(self) -> int:
-        return len(self.loader)
+        # Lightning refuses a rank that has no batch where another has some
+        return max(1, sum(len(loader) for loader in self.loaders))
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self.loader)
+        for loader in self.loaders:
+            yield from loader
 
 
 def batches_trained(trainer: Any) -> int:

@@ -28,7 +28,12 @@ class AdversarialCache:
         key: Everything that affects pixels, as text; each key has a folder of its own.
         shape: ``(C, H, W)`` of a row.
         dtype: ``uint8``, or ``float32`` where images are not rounded.
+
+    Attributes:
+        rows: Only rows before this one are written; None: all.
     """
+
+    record_bytes = _RECORD.itemsize
 
     def __init__(self, folder: str | Path, key: str, shape: tuple[int, ...], dtype: str) -> None:
         name = hashlib.sha256(f"{FORMAT}\n{key}\n{shape}\n{dtype}".encode()).hexdigest()[:32]
@@ -37,6 +42,7 @@ class AdversarialCache:
         self.dtype = np.dtype(dtype)
         self.row_bytes = int(np.prod(shape)) * self.dtype.itemsize
         self.writable = True
+        self.rows: int | None = None
         self._key = key
         self._files: tuple[int, int, int] | None = None
 
@@ -78,12 +84,15 @@ class AdversarialCache:
         self, rows: Iterable[int], clean: np.ndarray, labels: np.ndarray, images: np.ndarray, flags: np.ndarray
     ) -> None:
         """Stores rows; a disk that takes no more is a warning, and this process writes no further rows here."""
-        if not self.writable:
+        rows = list(rows)
+        if not self.writable or (self.rows is not None and all(row >= self.rows for row in rows)):
             return
         try:
             files = self._open(create=True)
             assert files is not None
             for place, row in enumerate(rows):
+                if self.rows is not None and row >= self.rows:
+                    continue
                 stored = np.ascontiguousarray(images[place]).tobytes()
                 flag = int(flags[place])
                 record = _digest(clean[place], labels[place], stored, flag) + bytes([flag]) + bytes(7)
@@ -98,6 +107,14 @@ class AdversarialCache:
                 RuntimeWarning,
                 stacklevel=2,
             )
+
+    def filled(self) -> int:
+        """How many rows have been written; whether they are whole is seen when they are read."""
+        try:
+            records = np.fromfile(self.folder / "rows.bin", _RECORD)
+        except OSError:
+            return 0
+        return int((records["digest"] != b"").sum())
 
     def _open(self, create: bool) -> tuple[int, int] | None:
         # a forked worker must not share its parent's descriptors' lifetime

@@ -1,6 +1,7 @@
 """What is trained: LightningModules, each with its loss; and techniques that learn a classifier in one call."""
 
 from lit_adv.tasks.adversarial_training import AdversarialTraining
+from lit_adv.tasks.crafting import Crafting
 from lit_adv.tasks.defensive_distillation import DefensiveDistillation
 from lit_adv.tasks.ensemble_adversarial_training import EnsembleAdversarialTraining
 from lit_adv.tasks.fit_attack import FitAttack
@@ -13,6 +14,7 @@ from lit_adv.tasks.victim_classifier import VictimClassifier
 
 __all__ = [
     "REDRL",
+    "Crafting",
     "EstimatorTechnique",
     "FitAttack",
     "NetworkTechnique",
