@@ -32,14 +32,14 @@ class SingularValues(pl.Callback):
     Args:
         every_n_epochs: Look after so many epochs, and before the first.
         panels: Most layers in the figure, evenly from the first to the last.
-        bins: Of the histograms.
+        bins: Of the histograms; an odd multiple of ``upper / 2`` has 1 in the middle of a bin.
         upper: Where their last bin ends, which holds all that is larger.
 
     Raises:
         ValueError: An argument is out of range; in training, there is no such layer.
     """
 
-    def __init__(self, every_n_epochs: int = 1, panels: int = 12, bins: int = 80, upper: float = 4.0) -> None:
+    def __init__(self, every_n_epochs: int = 1, panels: int = 12, bins: int = 82, upper: float = 4.0) -> None:
         for field, value in (("every_n_epochs", every_n_epochs), ("panels", panels), ("bins", bins)):
             if value < 1:
                 raise ValueError(f"SingularValues: {field} must be at least 1, got {value}")

@@ -70,6 +70,16 @@ def test_singular_values_are_numpys(tmp_path, trainer):
     assert (tmp_path / "figures" / "singular_values.png").stat().st_size > 10_000
 
 
+def test_what_is_nearly_a_tight_frame_lies_in_one_bin():
+    callback, task = SingularValues(), nn.Linear(4, 4)
+    task.weight.data = torch.diag(torch.tensor([0.98, 0.999, 1.001, 1.02]))
+    module = pl.LightningModule()
+    module.layer = task
+    callback._look(module, 0)
+    counts = callback.counts["layer"][0]
+    assert max(counts) == sum(counts) == 4
+
+
 def test_a_resumed_run_has_the_whole_history(tmp_path, trainer):
     whole = SingularValues(every_n_epochs=2), LearningCurves(metrics=["train/loss", "val/acc"])
     trainer(*whole, max_epochs=5).fit(Small(), loader())
