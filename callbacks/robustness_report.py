@@ -14,7 +14,7 @@ from torch import nn
 
 from lit_adv.attacks import Radius
 from lit_adv.masking import Probes, check_judgement
-from lit_adv.masking_verdict import COLUMNS, Diagnosis, attack_name, judge
+from lit_adv.masking_verdict import COLUMNS, Diagnosis, attack_name, judge, radius_text
 from lit_adv.models import load_classifier
 from lit_adv.plots import robustness_report_figure
 
@@ -166,5 +166,5 @@ def _figure(found: Diagnosis) -> Figure:
         signs[label] = {
             **ends, "limit": each.limit, "flag": flag, "both_sides": name == "D9"
         }  # fmt: skip
-    title = f"Linf {found.eps:.4g}, {found.images:,} images, {found.attacked:,} attacked"
+    title = f"Linf {radius_text(found.eps)}, {found.images:,} images, {found.attacked:,} attacked"
     return robustness_report_figure(accuracies, signs, found.curves(), title, found.text)

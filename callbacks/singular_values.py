@@ -32,7 +32,7 @@ class SingularValues(pl.Callback):
     Args:
         every_n_epochs: Look after so many epochs, and before the first.
         panels: Most layers in the figure, evenly from the first to the last.
-        bins: Of the histograms; 1 is in the middle of one of the default's, where a border would split tight frames.
+        bins: Of the histograms; an odd multiple of ``upper / 2`` has 1 in the middle of a bin.
         upper: Where their last bin ends, which holds all that is larger.
 
     Raises:

@@ -171,7 +171,7 @@ class Diagnosis:
 
     def _attacks(self) -> Table:
         style: dict[str, Any] = {"title_justify": "left", "title_style": "bold", "box": box.SIMPLE_HEAD}
-        title = f"Robustness at Linf {_radius(self.eps)}, {self.images:,} images, {self.attacked:,} attacked"
+        title = f"Robustness at Linf {radius_text(self.eps)}, {self.images:,} images, {self.attacked:,} attacked"
         table = Table(title=title, pad_edge=False, min_width=len(title), **style)
         table.add_column("attack", no_wrap=True)
         for heading in ("accuracy", f"{100 * self.confidence:g} % interval", "F/image", "B/image"):
@@ -480,6 +480,7 @@ def _mean(spent: Mapping[str, int] | None, key: str) -> str:
     return "–" if not spent or not spent["images"] else f"{spent[key] / spent['images']:,.0f}"
 
 
-def _radius(eps: float) -> str:
+def radius_text(eps: float) -> str:
+    """A radius in pixel units of [0, 1], in grey levels where it is a whole number of them."""
     levels = 255 * eps
     return f"{levels:.0f}/255" if abs(levels - round(levels)) < 1e-6 else f"{eps:.4g}"

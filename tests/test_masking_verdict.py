@@ -8,7 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from lit_adv.masking_verdict import COLUMNS, THRESHOLDS, judge
+from lit_adv.masking_verdict import COLUMNS, THRESHOLDS, judge, radius_text
 
 NAMES = ("clean", "fgsm", "rand_fgsm", "pgd", "margin", "square", "fgsm_margin", "pgd@1")
 TRANSFERS = ("fgsm_transfer", "pgd_transfer")
@@ -198,3 +198,10 @@ def test_table_and_files(tmp_path):
     assert stored["verdict"] == "likely"
     assert stored["diagnostics"]["D2"]["counts"] == {"both": 100, "fgsm": 200, "rand_fgsm": 100}
     assert stored["accuracies"]["pgd"]["robust"] == 160
+
+
+@pytest.mark.parametrize(
+    ("eps", "text"), [(8 / 255, "8/255"), (25 / 255, "25/255"), (0.1, "0.1"), (0.5 / 255, "0.001961")]
+)
+def test_a_radius_is_named_as_papers_do(eps, text):
+    assert radius_text(eps) == text

@@ -105,7 +105,7 @@ def test_an_undefended_network_of_other_classes_is_refused_before_any_attack(tra
     other.net[3] = nn.Linear(64, 5)
     other.double()
     monkeypatch.setattr("lit_adv.attacks.FGSM.run", lambda *arguments, **named: pytest.fail("attacked"))
-    with pytest.raises(ValueError, match="RobustnessReport: undefended must have the 3 classes .*, got 5 "):
+    with pytest.raises(ValueError, match=r"RobustnessReport: undefended must have the 3 classes .*, got 5 "):
         trainer(callback(undefended=other)).test(Task(), DataLoader(images(), batch_size=5), verbose=False)
 
 
