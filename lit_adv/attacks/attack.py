@@ -295,7 +295,7 @@ class Problem:
             self._bad = self._bad | (self._given >= logits.shape[1]).any()
             if bool(self._bad.any()):
                 self._checked[0] = True
-                raise ValueError(f"{self._owner}: {_explain(self.x, self._given, logits.shape[1])}")
+                raise ValueError(f"{self._owner}: {_explain(self.x, self._given, logits.shape[1], self._index)}")
             self._checked[0] = True
         logits = logits.to(x.dtype)
         if self._meter is not None:
@@ -713,9 +713,11 @@ def _bad_input(x: Tensor, classes: Tensor) -> Tensor:
     return ~((low >= 0) & (high <= 1)) | (classes < 0).any()
 
 
-def _explain(x: Tensor, classes: Tensor, num_classes: int | None = None) -> str:
+def _explain(x: Tensor, classes: Tensor, num_classes: int | None = None, places: Tensor | None = None) -> str:
     if not bool(torch.isfinite(x).all()):
         row = int((~torch.isfinite(x)).flatten(1).any(1).nonzero()[0])
+        # an attack may ask about several copies of each image
+        row = row if places is None else int(places[row])
         return (
             f"images must be finite, image {row} of the batch holds NaN or infinity (look at the data or the network)"
         )

@@ -22,7 +22,7 @@ from lit_adv.attacks import (
 FAMILIES = {
     "noise": "RandomNoise SemiRandomNoise",
     "one_step": "FGSM FGM FGVM RandFGSM AtTemperature",
-    "iterative": "BIM MIFGSM ILLC PGD APGD AutoAttack",
+    "iterative": "BIM MIFGSM ILLC PGD KLPGD APGD AutoAttack",
     "minimal_norm": "DeepFool CarliniWagnerL2 CarliniWagnerLinf LBFGS EAD DDN FMN FAB",
     "sparse": "CarliniWagnerL0 JSMA OnePixel",
     "patch": "BoundedPatch LaVAN AdversarialPatch",
