@@ -164,7 +164,12 @@ class AdversarialTraining(VictimClassifier):
         adversarial = self.craft(images, labels)
         if self._awp is not None:
             self._awp.perturb(lambda: self._loss(images, adversarial, labels))
-        return self._loss(images, adversarial, labels)
+        try:
+            return self._loss(images, adversarial, labels)
+        except BaseException:
+            # a checkpoint that is saved because of it must hold the weights themselves
+            self.on_after_backward()
+            raise
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """`training_loss` of one batch; with ``replays`` all steps on it, and the loss of the last."""
@@ -193,6 +198,14 @@ class AdversarialTraining(VictimClassifier):
     def on_fit_start(self) -> None:
         """Refuses to train without the attack that is to learn; a checkpoint that is read to be used needs none."""
         self._check_learner(self.attack)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """The backward pass; one that fails leaves no perturbed weights behind."""
+        try:
+            super().backward(loss, *args, **kwargs)
+        except BaseException:
+            self.on_after_backward()
+            raise
 
     def on_after_backward(self) -> None:
         """Takes back the perturbation of the weights."""

@@ -25,7 +25,8 @@ class EnsembleAdversarialTraining(AdversarialTraining):
         sources: Trained networks by any names: modules, or paths of checkpoints as `load_classifier` reads them.
         statics_only: Whether the network itself is never the source.
         attack: What crafts; None takes FGSM of 8/255.
-        clean_weight: Share of the clean loss, 1/2 in the paper.
+        clean_weight: Share of the clean loss. None takes the paper's 1/2, and 0 with a ``loss`` that has its own clean
+            part.
         **kwargs: See `AdversarialTraining`.
 
     Attributes:
@@ -45,11 +46,13 @@ class EnsembleAdversarialTraining(AdversarialTraining):
         sources: dict[str, str | nn.Module] | None = None,
         statics_only: bool = False,
         attack: Attack | None = None,
-        clean_weight: float = 0.5,
+        clean_weight: float | None = None,
         **kwargs: Any,
     ) -> None:
         replays = kwargs.get("replays", 1)
         self._refuse(replays != 1, "replays", replays, "an ensemble: the perturbation carried on is the network's own")
+        if clean_weight is None:
+            clean_weight = 0.5 if kwargs.get("loss", "adversarial") == "adversarial" else 0.0
         super().__init__(name, attack=FGSM() if attack is None else attack, clean_weight=clean_weight, **kwargs)
         # beside the submodules: neither trained nor saved
         self.__dict__["sources"] = dict(sources or {})

@@ -484,6 +484,29 @@ def test_a_network_trained_against_a_generator_is_read_without_it(tmp_path):
         trainer(tmp_path, 1).fit(again, datamodule=Noise(batch_size=10, validation=9))
 
 
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_a_step_that_fails_leaves_no_perturbed_weights(monkeypatch, where):
+    task, (x, y) = made(awp=0.1, attack=FGSM(eps=0.1)), batch()
+    before = copy.deepcopy(task.state_dict())
+
+    def failing(*_, **__):
+        raise KeyboardInterrupt
+
+    if where == "forward":
+        own, calls = task._loss, []
+        monkeypatch.setattr(task, "_loss", lambda *a: failing() if calls.append(1) or len(calls) > 1 else own(*a))
+        with pytest.raises(KeyboardInterrupt):
+            task.training_loss(x, y)
+    else:
+        loss = task.training_loss(x, y)
+        assert any(not torch.equal(value, before[key]) for key, value in task.model.state_dict(prefix="model.").items())
+        monkeypatch.setattr(torch.Tensor, "backward", failing)
+        with pytest.raises(KeyboardInterrupt):
+            task.backward(loss)
+    for key, value in task.model.named_parameters(prefix="model"):
+        assert torch.equal(value, before[key]), key
+
+
 def test_attacks_are_no_part_of_a_checkpoint(tmp_path):
     task, run = fitted(tmp_path, 1, **SHORT, val_attack=PGD(steps=1))
     path = tmp_path / "a.ckpt"

@@ -116,3 +116,9 @@ def test_the_validation_attack_is_on_the_network_itself(tmp_path):
         right = task.model(x).argmax(1) == y
     stays = right & ~task.val_attack.run(task.model, x, y, seed=0).success
     assert found == pytest.approx(stays.float().mean().item())
+
+
+def test_a_loss_with_a_clean_part_of_its_own_needs_no_clean_weight():
+    assert EnsembleAdversarialTraining("small_cnn").hparams["clean_weight"] == 0.5
+    assert EnsembleAdversarialTraining("small_cnn", loss="trades").hparams["clean_weight"] == 0
+    assert EnsembleAdversarialTraining("small_cnn", clean_weight=0.3).hparams["clean_weight"] == 0.3
