@@ -269,7 +269,7 @@ def _gradients(model: nn.Module, images: Tensor, labels: Tensor, eps: float) -> 
     with examined(model, images, labels) as problem:
         logits, _, slope = problem.gradient(problem.x, cross_entropy)
         zeros = (slope == 0).flatten(1).sum(1)
-        # the attack lowers the margin; the loss J of the card is its negative
+        # the attack lowers the margin; the loss J of D8 is its negative
         _, start, slope = problem.gradient(problem.x, margin)
         end = margin(problem.logits(problem.x - eps * slope.sign()), problem.classes, False)
         linear = eps * slope.flatten(1).abs().double().sum(1)
