@@ -454,7 +454,7 @@ def _words(
     about = f" ({'; '.join(left)})"
     if verdict == "one sign":
         honest = "; networks that are robust show D4 too" if signs["D4"].beyond else ""
-        return f"one sign of gradient masking, a verdict needs two: {seen}{honest}{about}"
+        return f"no verdict of gradient masking, as one sign is not two: {seen}{honest}{about}"
     beside = f"; but {seen}" if seen else ""
     return f"no sign of gradient masking{about}{beside}"
 

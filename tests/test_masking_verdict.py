@@ -80,7 +80,7 @@ def test_one_sign_is_named_and_is_no_verdict(change, sign, words):
     found = told(counts(**change))
     assert flags(found) == {sign}
     assert found.verdict == "one sign"
-    assert found.text.startswith("one sign of gradient masking, a verdict needs two: ")
+    assert found.text.startswith("no verdict of gradient masking, as one sign is not two: ")
     assert words in found.text
     assert words in found.evidence[0]
     # which alone says nothing against a network
