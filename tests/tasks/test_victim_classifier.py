@@ -171,8 +171,8 @@ def test_a_mean_that_came_with_weights_is_the_one_given(tmp_path):
     again = VictimClassifier("small_cnn", mean=[0.3])
     trainer(tmp_path).test(again, datamodule=Bars(), ckpt_path=path, weights_only=True, verbose=False)
     assert fingerprint(again.model) == fingerprint(task.model)
+    other = VictimClassifier("small_cnn", mean=[0.301])
     with pytest.raises(ValueError, match=r"got small_cnn with mean \[0.301\]"):
-        other = VictimClassifier("small_cnn", mean=[0.301])
         trainer(tmp_path).test(other, datamodule=Bars(), ckpt_path=path, weights_only=True, verbose=False)
 
 
