@@ -1,5 +1,6 @@
 """Training of the classifiers that are attacked."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -244,11 +245,18 @@ class VictimClassifier(pl.LightningModule):
 
     def _compare(self, stored: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         for field, value in own.items():
-            if stored.get(field) != value:
+            if not _same(stored.get(field), value):
                 raise ValueError(
                     f"{self._name}: the checkpoint holds {stored.get('name')} with {field} {stored.get(field)}, got"
                     f" {own['name']} with {field} {value} (use the checkpoint's {field}, or start without it)"
                 )
+
+
+def _same(stored: Any, own: Any) -> bool:
+    # a mean that was read from weights has been rounded to float32
+    if isinstance(stored, list | tuple) and isinstance(own, list | tuple) and len(stored) == len(own):
+        return all(math.isclose(one, other, rel_tol=1e-6) for one, other in zip(stored, own, strict=True))
+    return bool(stored == own)
 
 
 _SCHEDULE_FIELDS = ("learning_rate", "momentum", "weight_decay", "milestones", "gamma")

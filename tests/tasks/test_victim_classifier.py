@@ -162,6 +162,20 @@ def test_starts_from_weights(tmp_path):
     assert fingerprint(task.model) == fingerprint(model)
 
 
+def test_a_mean_that_came_with_weights_is_the_one_given(tmp_path):
+    start, path = tmp_path / "start.ckpt", tmp_path / "victim.ckpt"
+    trained(tmp_path, mean=[0.3])[1].save_checkpoint(start)
+    task, run = trained(tmp_path, weights=str(start))
+    run.save_checkpoint(path)
+    assert task.model.spec["mean"] != [0.3]  # 0.3 in float32
+    again = VictimClassifier("small_cnn", mean=[0.3])
+    trainer(tmp_path).test(again, datamodule=Bars(), ckpt_path=path, weights_only=True, verbose=False)
+    assert fingerprint(again.model) == fingerprint(task.model)
+    other = VictimClassifier("small_cnn", mean=[0.301])
+    with pytest.raises(ValueError, match=r"got small_cnn with mean \[0.301\]"):
+        trainer(tmp_path).test(other, datamodule=Bars(), ckpt_path=path, weights_only=True, verbose=False)
+
+
 def test_resuming_continues_exactly(tmp_path):
     whole, _ = trained(tmp_path, epochs=4, milestones=(3,))
     _, first = trained(tmp_path, epochs=2, milestones=(3,))
