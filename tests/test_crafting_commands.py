@@ -79,9 +79,7 @@ def test_recraft_notices_pictures_that_the_attack_does_not_make(run, tmp_path, m
     from lit_adv.attacks import PGD
 
     attack = PGD._attack
-    monkeypatch.setattr(
-        PGD, "_attack", lambda self, model, images, *rest, **more: _other(attack, self, model, images, *rest)
-    )
+    monkeypatch.setattr(PGD, "_attack", lambda *given: _other(attack, *given))
     assert run("predict", "--config", "toy.yaml")[0] == 0
     monkeypatch.setattr(PGD, "_attack", attack)
     assert run("verify", "run/adversarial")[0] == 0
@@ -132,7 +130,8 @@ def test_what_cannot_be_done_is_said(run):
         (("verify", "nowhere", "--recraft", "3"), "--recraft needs the config"),
         (("verify", "nowhere", "--sample", "0"), "--sample must be at least 1, got 0"),
         (("verify", "nowhere", "--config", "toy.yaml"), "unrecognized arguments"),
-        (("fit", "--config", "toy.yaml"), "there is nothing to train"),
+        (("fit", "--config", "toy.yaml", "--trainer.max_epochs=1"), "Crafting: there is nothing to fit"),
+        (("test", "--config", "toy.yaml"), "Crafting: there is nothing to test"),
     ):
         code, said = run(*arguments)
         assert code == 2, (arguments, said)

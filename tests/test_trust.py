@@ -67,7 +67,7 @@ WAYS = [
     "--data.victims.b={{class_path: {name}.Task}}",
     "--data.source={name}.Task",
     "--trainer.logger={name}.Mine",
-    "--checkpoint.dirpath=x --vars.way={name}.Task --model=${{vars.way}}",
+    "--vars.way={name}.Task --model=${{vars.way}}",
     "--data.help={name}.Task",
     "--config={{model: {{class_path: {name}.Task}}}}",
 ]
