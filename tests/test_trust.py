@@ -67,7 +67,7 @@ WAYS = [
     "--data.victims.b={{class_path: {name}.Task}}",
     "--data.source={name}.Task",
     "--trainer.logger={name}.Mine",
-    "--vars.way={name}.Task --model=${{vars.way}}",
+    "--config={{vars: {{way: {name}.Task}}, model: {{class_path: '${{vars.way}}'}}}}",
     "--data.help={name}.Task",
     "--config={{model: {{class_path: {name}.Task}}}}",
 ]
@@ -77,7 +77,7 @@ WAYS = [
 def test_a_stranger_is_refused_before_it_is_imported(parse, tmp_path, number, way):
     name = f"stranger_{number}"
     mark = module(tmp_path, name)
-    code, said = parse(*_options(way, name))
+    code, said = parse(way.format(name=name))
     assert code == 2
     assert not mark.exists()
     assert name not in sys.modules
@@ -85,11 +85,6 @@ def test_a_stranger_is_refused_before_it_is_imported(parse, tmp_path, number, wa
         # Lightning takes the name of a plugin for text
         assert f"class_path: {name}." in said
         assert "--allow-any-class" in said
-
-
-def _options(way, name):
-    first, *rest = way.format(name=name).split(" --")
-    return [first, *(f"--{one}" for one in rest)]
 
 
 def test_the_flag_allows_it_for_that_run_alone(parse, tmp_path):

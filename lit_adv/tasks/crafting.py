@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.trainer.states import TrainerFn
 
 
 class Crafting(pl.LightningModule):
@@ -27,7 +28,7 @@ class Crafting(pl.LightningModule):
             ValueError: The stage is another than prediction.
         """
         if stage != "predict":
-            raise ValueError(f"Crafting: there is nothing to {stage} (use `lightning predict`)")
+            raise ValueError(f"Crafting: there is nothing to {TrainerFn(stage).value} (use `lightning predict`)")
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Never reached; Lightning asks for one before it says what is wrong."""
