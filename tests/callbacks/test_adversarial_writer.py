@@ -261,6 +261,34 @@ def test_a_run_cut_short_is_not_complete_and_goes_on(tmp_path, capsys):
     assert files(written) == whole
 
 
+@pytest.mark.parametrize(("form", "at"), [("folder", 3), ("folder", 20), ("webdataset", 0), ("webdataset", 5)])
+def test_a_full_disk_leaves_only_whole_shards_and_the_run_goes_on(tmp_path, monkeypatch, form, at):
+    whole = files(write(tmp_path, form=form))
+    replace, renamed = os.replace, []
+
+    def full(source, target):
+        if not str(target).endswith(".json"):
+            renamed.append(target)
+        if len(renamed) > at:
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    (tmp_path / "full").mkdir()
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path / "full", data(tmp_path), form=form)
+    monkeypatch.setattr(os, "replace", replace)
+    written = tmp_path / "full" / "run" / "adversarial"
+    check = verify_set(written)
+    assert not check.complete
+    assert not check.damaged
+    # of each shard that has a table, all is there
+    assert all(name.startswith("tables/") for name in check.missing)
+    assert not list(written.rglob("*.tmp.*"))
+    write(tmp_path / "full", data(tmp_path), form=form)
+    assert files(written) == whole
+
+
 def test_another_set_is_not_written_over(tmp_path):
     written = write(tmp_path)
     before = files(written)
