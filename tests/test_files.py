@@ -73,6 +73,7 @@ def test_hostile_names_stay_inside(tmp_path):
         "-rf",
     ]
     safe = safe_names(hostile)
+    assert len({name.casefold() for name in safe}) == len(hostile)
     assert safe_names(["cats_and-dogs9"]) == ["cats_and-dogs9"]
     assert not {name.casefold() for name in safe} & {"con", "nul"}
     for name in safe:

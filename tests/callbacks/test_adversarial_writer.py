@@ -181,6 +181,7 @@ def test_all_splits_without_augmentation_or_degradation(tmp_path):
     counts = {split: sum(row["split"] == split for row in rows) for split in ("train", "val", "test")}
     # in training a version each of pgd and kill; in evaluation all
     assert counts == {"train": 8 * 3, "val": 4 * 7, "test": 77}
+    assert files(write(tmp_path / "plain", plain, splits=("train", "val", "test"))) == files(written)
     expected = crafted(plain, "val")
     checked = 0
     for row in rows:
