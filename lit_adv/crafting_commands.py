@@ -31,12 +31,12 @@ def estimate(cli: AdvCLI) -> None:
     Raises:
         ConfigError: The job's data craft nothing.
     """
-    data, trainer = cli.datamodule, cli.trainer
+    data, trainer, subcommand = cli.datamodule, cli.trainer, str(cli.subcommand)
     if not isinstance(data, AdversarialDataModule):
         raise ConfigError(f"estimate: data must be an AdversarialDataModule, got {type(data).__name__}")
-    writer = next((one for one in trainer.callbacks if isinstance(one, AdversarialWriter)), None)
-    writing = writer is not None and cli.subcommand == "predict"
-    splits = writer.splits if writer is not None and writing else _SPLITS.get(cli.subcommand, ("test",))
+    writer = next((one for one in getattr(trainer, "callbacks", ()) if isinstance(one, AdversarialWriter)), None)
+    writing = writer is not None and subcommand == "predict"
+    splits = writer.splits if writer is not None and writing else _SPLITS.get(subcommand, ("test",))
     device = trainer.strategy.root_device
     data.prepare_data()
     versions = data.estimate(splits, device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytorch_lightning as pl
 from jsonargparse import set_parsing_settings
@@ -46,7 +47,8 @@ def only_known_classes(named: Iterable[str], allow_any: bool) -> Iterator[None]:
         ConfigError: A class of another package is named.
     """
     own = [name for name in imported_classes() if name.partition(".")[0] not in PACKAGES]
-    named = list(named)
+    # the parser looks at what is found through ${...} once it is found
+    named = [name for name in named if _is_path(name)]
     if not allow_any:
         for name in named:
             if not _is_known(name) and name not in own:
@@ -81,7 +83,8 @@ def refused_in(message: str) -> str | None:
 
 def imported_classes() -> Iterator[str]:
     """The names of all classes of the kinds that configs name which have been imported."""
-    waiting, seen = list(_BASES), set()
+    waiting: list[Any] = list(_BASES)
+    seen = set()
     while waiting:
         for subclass in type.__subclasses__(waiting.pop()):
             if subclass not in seen:

@@ -4,8 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lit_adv.files import replacing, safe_names, write_json, write_rows
+from lit_adv.files import inside, replacing, safe_names, write_json, write_rows
 
 
 def test_the_old_file_stays_after_an_exception(tmp_path: Path) -> None:
@@ -56,3 +58,47 @@ def _interrupted(path: Path) -> None:
     with replacing(path) as temporary:
         temporary.write_text("ne")
         raise KeyboardInterrupt
+
+
+@given(st.lists(st.text(max_size=100), unique=True, max_size=8))
+def test_any_names_become_files_of_one_folder(names):
+    safe = safe_names(names)
+    assert len({name.casefold() for name in safe}) == len(names)
+    assert all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}", name) for name in safe)
+
+
+def test_hostile_names_stay_inside(tmp_path):
+    hostile = [
+        "../up",
+        "/etc/passwd",
+        "a\0b",
+        "CON",
+        "nul",
+        "cat",
+        "Cat",
+        "x" * 5000,
+        "",
+        ".",
+        "..",
+        "a/b",
+        "a.b",
+        "-rf",
+    ]
+    safe = safe_names(hostile)
+    assert len({name.casefold() for name in safe}) == len(hostile)
+    assert safe_names(["cats_and-dogs9"]) == ["cats_and-dogs9"]
+    assert not {name.casefold() for name in safe} & {"con", "nul"}
+    for name in safe:
+        (tmp_path / name).mkdir()
+    assert len(list(tmp_path.iterdir())) == len(hostile)
+    # the same whatever stands beside it
+    assert safe_names(["a/b"]) == [safe[hostile.index("a/b")]]
+
+
+def test_a_file_is_inside_its_folder_or_refused(tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "out").symlink_to(tmp_path)
+    assert inside(folder, "a/b.png") == folder / "a" / "b.png"
+    for name in ("", "../a", "a/../../b", "/a", "a\0", "a\\..\\b", "out/a"):
+        assert inside(folder, name) is None, name

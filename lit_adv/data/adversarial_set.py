@@ -294,7 +294,7 @@ def verify_set(folder: str | Path, sample: int | None = None, seed: int = 0) -> 
             expected |= {row["file"] for row in rows}
             _check_files(folder, rows, wanted, check)
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
-    check.extra = sorted(found - expected)
+    check.extra += sorted(found - expected)
     return check
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.trainer.states import TrainerFn
 
 
 class Crafting(pl.LightningModule):
@@ -20,13 +21,19 @@ class Crafting(pl.LightningModule):
         """The batch itself."""
         return batch
 
-    def training_step(self, batch: Any, batch_idx: int) -> None:
-        """Nothing can be trained.
+    def setup(self, stage: str) -> None:
+        """Refuses to be trained.
 
         Raises:
-            RuntimeError: Always.
+            ValueError: The stage is another than prediction.
         """
-        raise RuntimeError("Crafting: there is nothing to train (use `lightning predict`)")
+        if stage != "predict":
+            raise ValueError(f"Crafting: there is nothing to {TrainerFn(stage).value} (use `lightning predict`)")
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        """Never reached; Lightning asks for one before it says what is wrong."""
+
+    test_step = validation_step = training_step
 
     def configure_optimizers(self) -> None:
         """None."""
