@@ -97,7 +97,7 @@ def test_the_flag_allows_it_for_that_run_alone(parse, tmp_path):
     assert "class_path: stranger_allowed.Mine" in said
     assert mark.exists()
     # what was imported is known; what lies beside it is not
-    code, said = parse("--model=stranger_allowed.another")
+    code, said = parse("--trainer.callbacks+=stranger_allowed.another")
     assert code == 2
     assert "stranger_allowed, which is no known package" in said
     module(tmp_path, "stranger_after")
