@@ -20,6 +20,7 @@ from lit_adv.models import load_classifier
 from lit_adv.plots import noise_figure
 
 from .figures import log_figure
+from .loggers import log_numbers
 from .repeats import fresh_pair
 from .tables import percent, plain_table, print_path
 
@@ -120,8 +121,7 @@ class AccuracyUnderNoise(pl.Callback):
             for row in self.rows()
             if (value := row["accuracy"]) is not None
         }
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step=trainer.global_step)
+        log_numbers(trainer, values)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._models = {}

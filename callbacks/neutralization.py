@@ -10,7 +10,6 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 import rich
 import torch
-from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
@@ -37,6 +36,7 @@ from .blob_search import (
 from .class_pairs import ClassPair, Decision
 from .clean_batches import TrainingBatches, check_clean, test_batches
 from .figures import log_figure
+from .loggers import log_numbers, log_table
 from .neutralization_figures import MOST, accuracies_figure, common_figure, examples_figure, region_examples
 from .neutralization_tables import SETTINGS, neutralization_rows, neutralization_table
 from .repeats import fresh_pair
@@ -413,8 +413,7 @@ class Neutralization(pl.Callback):
             found = {score: result["scores"][score]["accuracy"] for score in self.SCORES}
             numbers |= {f"{name}/{score}": value for score, value in found.items() if value is not None}
         # already of all processes
-        for logger in trainer.loggers:
-            logger.log_metrics(numbers, step=trainer.global_step)
+        log_numbers(trainer, numbers)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero or not self.results:
@@ -424,10 +423,7 @@ class Neutralization(pl.Callback):
         self._save_defences(folder / "neutralization", pl_module)
         self._draw(trainer)
         rows = self.table()
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                data = [list(row.values()) for row in rows]
-                logger.log_table("results/neutralization", list(rows[0]), data, step=trainer.global_step)
+        log_table(trainer, "neutralization", list(rows[0]), rows)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         # only now, since Lightning prints its own table after on_test_end and the bar is live until here

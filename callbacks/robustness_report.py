@@ -9,7 +9,6 @@ import pytorch_lightning as pl
 import rich
 import torch
 from matplotlib.figure import Figure
-from pytorch_lightning.loggers import WandbLogger
 from torch import nn
 
 from lit_adv.attacks import Radius
@@ -19,6 +18,7 @@ from lit_adv.models import load_classifier
 from lit_adv.plots import robustness_report_figure
 
 from .figures import log_figure
+from .loggers import log_numbers, log_table
 from .repeats import fresh_pair
 from .tables import print_path
 
@@ -126,9 +126,7 @@ class RobustnessReport(pl.Callback):
         self.diagnosis = found = judge(counts, self.probes.eps, self.thresholds, self.confidence, self.min_images)
         values = {name: each.value for name, each in found.diagnostics.items()}
         values |= {f"accuracy/{name}": each["accuracy"] for name, each in found.accuracies.items()}
-        shares = {f"masking/{name}": value for name, value in values.items() if value is not None}
-        for logger in trainer.loggers:
-            logger.log_metrics(shares, step=trainer.global_step)
+        log_numbers(trainer, {f"masking/{name}": value for name, value in values.items()})
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._source = None
@@ -137,10 +135,7 @@ class RobustnessReport(pl.Callback):
         self.diagnosis.save(trainer.default_root_dir)
         if self.diagnosis.images:
             log_figure(trainer, "robustness_report", _figure(self.diagnosis))
-        data = [[row.get(column) for column in COLUMNS] for row in self.diagnosis.rows()]
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_table("results/robustness_report", list(COLUMNS), data, step=trainer.global_step)
+        log_table(trainer, "robustness_report", COLUMNS, self.diagnosis.rows())
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         # only now, since Lightning prints its own table after on_test_end and the bar is live until here

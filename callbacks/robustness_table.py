@@ -7,12 +7,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 import rich
-from pytorch_lightning.loggers import WandbLogger
 
 from lit_adv.attacks import Attack, Region
 from lit_adv.evaluation import COLUMNS, Evaluation, attack_batch, check_attacks
 from lit_adv.metrics import RobustAccuracy
 
+from .loggers import log_numbers, log_table
 from .repeats import fresh_pair
 from .tables import print_path
 
@@ -75,18 +75,13 @@ class RobustnessTable(pl.Callback):
         values = {"clean": self.evaluation.clean_accuracy, "worst_case": self.evaluation.worst_case_accuracy}
         values |= {name: found["robust_accuracy"] for name, found in self.evaluation.attacks.items()}
         # already of all processes
-        shares = {f"robust/{name}": value for name, value in values.items() if value is not None}
-        for logger in trainer.loggers:
-            logger.log_metrics(shares, step=trainer.global_step)
+        log_numbers(trainer, {f"robust/{name}": value for name, value in values.items()})
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero or self.evaluation is None:
             return
         self.evaluation.save(trainer.default_root_dir)
-        data = [[row.get(column) for column in COLUMNS] for row in self.evaluation.rows()]
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_table("results/robustness", list(COLUMNS), data, step=trainer.global_step)
+        log_table(trainer, "robustness", COLUMNS, self.evaluation.rows())
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         # only now, since Lightning prints its own table after on_test_end and the bar is live until here

@@ -21,6 +21,7 @@ from lit_adv.metrics import SaliencyProfileMean
 from lit_adv.plots import Profile, profile_figure
 
 from .figures import log_figure
+from .loggers import log_numbers
 from .repeats import fresh_pair
 from .saliency_callback import SaliencyCallback
 from .tables import print_path
@@ -136,8 +137,7 @@ class SaliencyProfile(SaliencyCallback):
             name = "/".join(part for part in ("saliency", victim * self._several, attack) if part)
             numbers |= {f"{name}/{column}": row[column] for column in self.COLUMNS[2:] if row[column] is not None}
         # already of all processes
-        for logger in trainer.loggers:
-            logger.log_metrics(numbers, step=trainer.global_step)
+        log_numbers(trainer, numbers)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero or not self.results:

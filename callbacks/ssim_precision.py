@@ -10,7 +10,6 @@ from typing import Any, Literal, NamedTuple
 import pytorch_lightning as pl
 import rich
 import torch
-from pytorch_lightning.loggers import WandbLogger
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -25,6 +24,7 @@ from lit_adv.metrics import FoolingRate, LocalizationScores, MeanPSNR, MeanSSIM,
 from lit_adv.plots import Localization, localization_figure, threshold_figure
 
 from .figures import log_figure
+from .loggers import log_numbers, log_table
 from .repeats import fresh_pair
 from .results_table import setting_name
 from .tables import print_path
@@ -165,8 +165,7 @@ class SSIMPrecision(pl.Callback):
             name = "/".join(part for part in ("ssim_precision", row["victim"] * self._several, row["attack"]) if part)
             shares |= {f"{name}/{column}": row[column] for column in self.COLUMNS[3:] if row[column] is not None}
         # already of all processes
-        for logger in trainer.loggers:
-            logger.log_metrics(shares, step=trainer.global_step)
+        log_numbers(trainer, shares)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero or not self.results:
@@ -184,10 +183,7 @@ class SSIMPrecision(pl.Callback):
             if shown and {len(each.adversarial) for each in shown.values()} <= {1, 3}:
                 title = f"SSIM and class activation: {where}, image {self.example}"
                 log_figure(trainer, f"ssim_maps{suffix}", localization_figure(shown, title))
-        data = [[row[column] for column in self.COLUMNS] for row in self._table()]
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_table("results/ssim_precision", list(self.COLUMNS), data, step=trainer.global_step)
+        log_table(trainer, "ssim_precision", self.COLUMNS, self._table())
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         # only now, since Lightning prints its own table after on_test_end and the bar is live until here

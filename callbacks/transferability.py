@@ -8,7 +8,6 @@ from typing import Any, Literal, get_args
 import pytorch_lightning as pl
 import rich
 import torch
-from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor, nn
 
 from lit_adv.attacks import Attack, Region, random_targets, transfer
@@ -23,6 +22,7 @@ from lit_adv.tasks.techniques import disjoint_subsets
 
 from .clean_batches import TrainingBatches, check_clean, test_batches
 from .figures import log_figure
+from .loggers import log_numbers, log_table
 from .repeats import fresh_pair
 from .tables import print_path
 from .transfer_tables import COLUMNS, by_technique, has_techniques, transfer_rows, transfer_tables
@@ -166,8 +166,7 @@ class Transferability(pl.Callback):
         # collective, and so on every process
         self.results = {region: metric.compute() for region, metric in self._metrics.items()}
         shares = {f"transfer/{region}": summary(found)["transferability"] for region, found in self.results.items()}
-        for logger in trainer.loggers:
-            logger.log_metrics({k: v for k, v in shares.items() if v is not None}, step=trainer.global_step)
+        log_numbers(trainer, shares)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._models = {}
@@ -184,10 +183,7 @@ class Transferability(pl.Callback):
             if grouped:
                 figure = self._figure(by_technique(found), f"Transferability {where}, by technique\n{_DIAGONAL}")
                 log_figure(trainer, f"transferability_techniques{suffix}", figure)
-        rows = [[row[column] for column in COLUMNS] for row in transfer_rows(self.results)]
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_table("results/transferability", list(COLUMNS), rows, step=trainer.global_step)
+        log_table(trainer, "transferability", COLUMNS, transfer_rows(self.results))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         # only now, since Lightning prints its own table after on_test_end and the bar is live until here

@@ -142,9 +142,8 @@ class AdversarialTraining(VictimClassifier):
         network = self.source()
         if self.hparams["attack_label"] == "predicted":
             labels = predictions(network, images)
-        if self.hparams["update_attack"]:
-            assert isinstance(self.attack, GeneratedPerturbation)
-            self.attack.update(network, images, labels)
+        if (learner := self._learner) is not None:
+            learner.update(network, images, labels)
         seed = mix_int(self.hparams["seed"], self.current_epoch)
         low = self.hparams["crafting_precision"] == "bf16"
         with torch.autocast(images.device.type, torch.bfloat16) if low else nullcontext():
@@ -245,8 +244,8 @@ class AdversarialTraining(VictimClassifier):
             state[_RAW + key.removeprefix(_AVERAGE)] = state[plain]
             state[plain] = state.pop(key)
         checkpoint["average_updates"] = self._updates
-        if self.hparams["update_attack"] and isinstance(self.attack, GeneratedPerturbation):
-            checkpoint["attack_training"] = self.attack.training_state()
+        if (learner := self._learner) is not None:
+            checkpoint["attack_training"] = learner.training_state()
         if self._free.whole is not None:
             checkpoint["free_perturbation"] = self._free.whole
 
@@ -275,9 +274,9 @@ class AdversarialTraining(VictimClassifier):
             state.update({_MODEL + key.removeprefix(_RAW): value for key, value in raw.items()})
         self._updates = int(checkpoint.get("average_updates", 0))
         self._free.whole = checkpoint.get("free_perturbation")
-        if fitting and self.hparams["update_attack"] and "attack_training" in checkpoint:
-            assert isinstance(self.attack, GeneratedPerturbation)
-            self.attack.load_training_state(checkpoint["attack_training"])
+        learner = self._learner
+        if fitting and learner is not None and "attack_training" in checkpoint:
+            learner.load_training_state(checkpoint["attack_training"])
 
     def _build(self, model: Classifier) -> None:
         super()._build(model)
@@ -339,6 +338,13 @@ class AdversarialTraining(VictimClassifier):
         found = self.val_attack.run(self.network, images[right], labels[right], seed=self.hparams["seed"])
         robust[right] = ~found.success
         metric.update(robust.float())
+
+    @property
+    def _learner(self) -> GeneratedPerturbation | None:
+        """The attack, where it is trained too; a checkpoint may be read without it."""
+        if self.hparams["update_attack"] and isinstance(self.attack, GeneratedPerturbation):
+            return self.attack
+        return None
 
     @property
     def _beta(self) -> float:
