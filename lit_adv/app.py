@@ -279,7 +279,7 @@ class AdvCLI(LightningCLI):
             score = f" ({kept.monitor} {float(kept.best_model_score):.4f})"
         print(f"{name} checkpoint: {os.path.relpath(path)}{score}")
         config = shlex.quote(str(self.folder / "config.yaml"))
-        print(f"test it with: lightning test --config {config} --ckpt_path {name}", flush=True)
+        print(f"test it with: lightning test{_flag()} --config {config} --ckpt_path {name}", flush=True)
 
     def after_predict(self) -> None:
         """Says where predictions are, if anywhere."""
@@ -318,8 +318,7 @@ class AdvCLI(LightningCLI):
 
     def _say_how_to_go_on(self, what: str, code: int, error: BaseException) -> NoReturn:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        flag = f" {trust.FLAG}" if trust.FLAG in sys.argv else ""
-        command = f"lightning {self.subcommand}{flag} --config {shlex.quote(str(self.folder / 'config.yaml'))}"
+        command = f"lightning {self.subcommand}{_flag()} --config {shlex.quote(str(self.folder / 'config.yaml'))}"
         last = self.folder / "checkpoints" / "last.ckpt"
         if self.subcommand != "fit":
             message = f"{what}"
@@ -508,6 +507,11 @@ class _Parser(LightningArgumentParser):
         if not self.exit_on_error:
             super().error(message, ex)
         raise _ParserError(message) from ex
+
+
+def _flag() -> str:
+    """What a command that goes on with this run must say too."""
+    return f" {trust.FLAG}" if trust.FLAG in sys.argv else ""
 
 
 def _tree(arguments: list[str]) -> dict[str, Any]:

@@ -9,6 +9,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+
+import lit_adv
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,6 +45,31 @@ def test_constraints_are_exact_satisfy_the_ranges_and_name_no_host(project):
         assert requirement.specifier.contains(pins[name]), f"{requirement} is pinned to {pins[name]}"
 
 
+def test_the_citation_names_five_sources_and_this_version(project):
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert len(citation["references"]) == 5
+    assert citation["version"] == lit_adv.__version__
+    assert citation["license"] == project["project"]["license"] == "Apache-2.0"
+    assert (ROOT / "LICENSE").read_text().split()[:4] == ["Apache", "License", "Version", "2.0,"]
+
+
+def test_what_a_contributor_is_told_to_open_and_run_exists():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for path in re.findall(r"`((?:lit_adv|docs|tests|benchmarks|configs|callbacks)/[\w/.-]+)`", text):
+        assert (ROOT / path).exists() or "yours" in path, path
+    targets = (ROOT / "Makefile").read_text()
+    for line in re.findall(r"^\$ make ([a-z ]+?)(?:\s+#|$)", text, re.MULTILINE):
+        assert all(f"\n{target}:" in targets for target in line.split()), line
+
+
+@pytest.mark.parametrize("pattern", [".github/**/*.yml", ".pre-commit-config.yaml"])
+def test_the_files_of_the_host_are_well_formed(pattern):
+    files = list(ROOT.glob(pattern))
+    assert files
+    for file in files:
+        assert isinstance(yaml.safe_load(file.read_text()), dict), file
+
+
 def test_callbacks_cannot_be_imported_as_a_second_copy():
     done = subprocess.run([sys.executable, "-c", "import callbacks"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode != 0
@@ -52,10 +80,11 @@ def test_callbacks_cannot_be_imported_as_a_second_copy():
 def test_a_wheel_holds_everything_and_runs_from_an_empty_folder(tmp_path):
     source, target = tmp_path / "source", tmp_path / "site"
     # built from a copy, as a build leaves its folders behind
-    for file in [ROOT / "pyproject.toml", ROOT / "README.md", *ROOT.glob("lit_adv/**/*"), *ROOT.glob("callbacks/**/*")]:
-        copy(file, source)
-    for file in ROOT.glob("configs/**/*"):
-        copy(file, source)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        copy(ROOT / name, source)
+    for folder in ("lit_adv", "callbacks", "configs"):
+        for file in ROOT.glob(f"{folder}/**/*"):
+            copy(file, source)
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(source)]
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
@@ -65,6 +94,8 @@ def test_a_wheel_holds_everything_and_runs_from_an_empty_folder(tmp_path):
         f"lit_adv/{p.relative_to(ROOT)}" for p in (*ROOT.glob("callbacks/**/*.py"), *ROOT.glob("configs/**/*.yaml"))
     }
     assert expected - names == set()
+    assert wheel.name.split("-")[1] == lit_adv.__version__
+    assert [name for name in names if name.endswith(".dist-info/licenses/LICENSE")]
     assert {name.split("/")[0] for name in names} == {"lit_adv", f"{wheel.name.rsplit('-', 3)[0]}.dist-info"}
 
     pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "-q", "--target", str(target), str(wheel)]
