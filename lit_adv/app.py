@@ -34,6 +34,7 @@ from lit_adv import bolts, runs, trust
 from lit_adv.attacks import Attack, Radius, Region
 from lit_adv.compose import ConfigError, compose, display_name, expand_arguments, is_packaged, load_text
 from lit_adv.diagnosis import explain, is_deliberate, message_of, nearest, tree_of
+from lit_adv.html_report import write_report
 
 # How the ranks that Lightning starts learn rank 0's folder.
 _FOLDER_VARIABLE = "LIT_ADV_RUN_DIR"
@@ -306,6 +307,7 @@ class AdvCLI(LightningCLI):
         with _in_environment(_FOLDER_VARIABLE, str(self.folder)):
             try:
                 super()._run_subcommand(subcommand)
+                self._write_report()
             except MisconfigurationException as error:
                 raise ConfigError(str(error)) from error
             except SystemExit as error:
@@ -315,6 +317,15 @@ class AdvCLI(LightningCLI):
                 if isinstance(stopped_by, SIGTERMException):
                     self._say_how_to_go_on("stopped by SIGTERM", 143, error)
                 raise
+
+    def _write_report(self) -> None:
+        """Writes the run's page, without which the run is as good as with it."""
+        if not self.is_rank_zero or self.record is None or self.options.trainer.fast_dev_run:
+            return
+        try:
+            print(f"report: {os.path.relpath(write_report(self.folder))}", flush=True)
+        except OSError as error:
+            print(f"report: not written: {error} (later: lightning report {self.folder})", file=sys.stderr)
 
     def _say_how_to_go_on(self, what: str, code: int, error: BaseException) -> NoReturn:
         signal.signal(signal.SIGINT, signal.default_int_handler)

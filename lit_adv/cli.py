@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from lit_adv.compose import ConfigError
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
-EXPORT, ESTIMATE, VERIFY = "export", "estimate", "verify"
+EXPORT, ESTIMATE, VERIFY, REPORT, DASHBOARD = "export", "estimate", "verify", "report", "dashboard"
 
 _OVERVIEW = """\
 lit_adv: craft, attribute, defend against and explain adversarial images
@@ -30,6 +30,8 @@ usage: lightning <fit|validate|test|predict> --config FILE [--config FILE ...] [
   export     write the classifier in a checkpoint for other programs; see lightning export --help
   estimate   say how much disk and time crafting will take: lightning estimate fit --config FILE
   verify     look whether a written set of adversarial images is whole; see lightning verify --help
+  report     write a run's folder as one HTML page again: lightning report runs/...
+  dashboard  lay out a Weights & Biases project: lightning dashboard --entity NAME --project NAME
 
   lightning fit --config configs/digits/victims/small_cnn.yaml     train a classifier to attack
   lightning fit --config configs/cifar10/redrl.yaml --trainer.max_epochs=1 --data.batch_size=64
@@ -63,7 +65,7 @@ def main() -> None:
     if arguments[0] == EXPORT:
         _export(arguments[1:], debug)
         return
-    own = {ESTIMATE: _estimate, VERIFY: _verify}
+    own = {ESTIMATE: _estimate, VERIFY: _verify, REPORT: _report, DASHBOARD: _dashboard}
     if arguments[0] not in SUBCOMMANDS and arguments[0] not in own:
         near = difflib.get_close_matches(arguments[0], (*SUBCOMMANDS, EXPORT, *own), n=1)
         hint = f"did you mean {near[0]}?" if near else f"it comes first and is one of {', '.join(SUBCOMMANDS)}"
@@ -127,6 +129,61 @@ def _verify(arguments: list[str], debug: bool) -> None:
         whole = whole and again.same
     if not whole:
         sys.exit(1)
+
+
+def _report(arguments: list[str], debug: bool) -> None:
+    """`lightning report FOLDER ...`."""
+    parser = argparse.ArgumentParser(
+        prog=f"lightning {REPORT}",
+        description="Writes report.html into the folders of runs: curves, tables, figures and config on one page that"
+        " needs no network. Every fit and test ends with it.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="the folder of a run")
+    from lit_adv.html_report import write_report
+
+    for folder in parser.parse_args(arguments).folders:
+        try:
+            print(f"report: {write_report(folder)}", flush=True)
+        except (OSError, ValueError) as error:
+            if debug:
+                raise
+            _fail(str(error), 2)
+
+
+def _dashboard(arguments: list[str], debug: bool) -> None:
+    """`lightning dashboard`: the only verb that needs an account."""
+    parser = argparse.ArgumentParser(
+        prog=f"lightning {DASHBOARD}",
+        description="Makes a workspace and a report in Weights & Biases, with the panels of all runs of a project in"
+        " groups: training, recognition, reconstruction, saliency, regions, robustness.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--entity", required=True, help="your user or team")
+    parser.add_argument("--project", required=True, help="that of trainer.logger.init_args.project")
+    parser.add_argument("--name", default="lit_adv", help="of the workspace and the report")
+    parser.add_argument("--dry_run", action="store_true", help="print the workspace as JSON, send nothing")
+    given = parser.parse_args(arguments)
+    from lit_adv import wandb_dashboard
+
+    names = given.entity, given.project, given.name
+    try:
+        made = {"workspace": wandb_dashboard.workspace(*names), "report": wandb_dashboard.report(*names)}
+    except (ImportError, ValueError) as error:
+        if debug:
+            raise
+        _fail(str(error), 2)
+    if given.dry_run:
+        print(made["workspace"]._to_model().model_dump_json(by_alias=True, indent=1))
+        return
+    for kind, one in made.items():
+        try:
+            one.save()
+        except Exception as error:  # whatever the client library has: no account, no network, no such project
+            if debug:
+                raise
+            _fail(f"dashboard: Weights & Biases took no {kind}: {error} (is there a network, and an account?)", 2)
+        print(f"{kind}: {one.url}", flush=True)
 
 
 def _run(arguments: list[str], debug: bool, instead: Callable[[Any], None] | None = None) -> None:

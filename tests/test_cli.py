@@ -266,7 +266,8 @@ def test_a_run_is_kept_in_its_own_folder_which_is_printed(run, tmp_path):
     folder = tmp_path / folder_of(first)
     assert folder.parent == tmp_path / "runs" / "toy"
     files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-    assert files == {"config.yaml", "git.json", "metrics.csv", "checkpoints/best.ckpt", "checkpoints/last.ckpt"}
+    made = {"config.yaml", "git.json", "metrics.csv", "report.html", "checkpoints/best.ckpt", "checkpoints/last.ckpt"}
+    assert files == made
     assert (
         "best checkpoint: " + str(folder.relative_to(tmp_path) / "checkpoints/best.ckpt (val/acc 1.0000)") in first.out
     )

@@ -102,13 +102,16 @@ def noise_figure(
     return figure
 
 
-def learning_figure(curves: Mapping[str, Mapping[str, tuple[Any, Any]]], title: str | None = None) -> Figure:
+def learning_figure(
+    curves: Mapping[str, Mapping[str, tuple[Any, Any]]], title: str | None = None, of_batches: bool = True
+) -> Figure:
     """Learning curves of several runs, a panel a quantity.
 
     Args:
         curves: By quantity and run, epochs ``(n,)`` and values ``(n,)``; accuracies, whose name ends in ``acc``, on a
             scale that ends at 1, losses on a logarithmic one.
         title: Line above.
+        of_batches: Say of what ``train/`` begins that it is of the last batch logged.
 
     Returns:
         A figure that pyplot does not know of.
@@ -119,7 +122,7 @@ def learning_figure(curves: Mapping[str, Mapping[str, tuple[Any, Any]]], title: 
             style = _style(number) | ({"marker": None} if len(epochs) > 30 else {})
             axes.plot(as_array(epochs), as_array(values), label=name, **style)
         # what is logged while training is of one batch
-        words = f"{quantity}, last batch logged" if quantity.startswith("train/") else quantity
+        words = f"{quantity}, last batch logged" if of_batches and quantity.startswith("train/") else quantity
         axes.set_title(words, fontsize=10, color=DARK, parse_math=False)
         axes.set_xlabel("epoch", fontsize=9)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -128,7 +131,11 @@ def learning_figure(curves: Mapping[str, Mapping[str, tuple[Any, Any]]], title: 
             axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
         elif quantity.endswith("loss"):
             axes.set_yscale("log")
-    _legend(panels[0])
+    shared = len({tuple(lines) for lines in curves.values()}) == 1
+    for axes, (quantity, lines) in zip(panels[:1] if shared else panels, curves.items(), strict=False):
+        # a line called like its panel needs no name
+        if [name for name in lines if not f"/{quantity}".endswith(f"/{name}")]:
+            _legend(axes)
     return figure
 
 
