@@ -34,8 +34,8 @@ test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 lint: $(STAMP)
-	$(BIN)/ruff check lit_adv callbacks tests benchmarks
-	$(BIN)/ruff format --check lit_adv callbacks tests benchmarks
+	$(BIN)/ruff check lit_adv callbacks tests benchmarks examples
+	$(BIN)/ruff format --check lit_adv callbacks tests benchmarks examples
 	$(BIN)/lint-imports
 
 types: $(STAMP)
