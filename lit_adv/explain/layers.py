@@ -120,6 +120,22 @@ def convolutions(model: nn.Module) -> list[str]:
     return [name for name, each in model.named_modules() if isinstance(each, nn.Conv2d)]
 
 
+def called_convolutions(model: nn.Module, images: Tensor) -> list[str]:
+    """Names of the convolutions that a pass of the images calls, in the order of their first calls."""
+    called: dict[str, None] = {}
+    with _untouched(model) as inner, torch.no_grad():
+        hooks = [
+            inner.get_submodule(name).register_forward_hook(lambda *_, name=name: called.setdefault(name))
+            for name in convolutions(inner)
+        ]
+        try:
+            _call(inner, images.detach().clone())
+        finally:
+            for hook in hooks:
+                hook.remove()
+    return list(called)
+
+
 def check_layer(owner: str, model: nn.Module, layer: str, field: str = "layer") -> None:
     """Raises ValueError unless the model has a layer of this name."""
     names = [name for name, _ in model.named_modules() if name]
