@@ -29,7 +29,7 @@ class ActivationMaximization(Visualization):
             ``blur_contribution``, ``none``.
         custom: One more way of your own.
         steps: Of the ascent.
-        step_size: L2 length of a step, in pixels of [0, 1].
+        step_size: Root mean square of the pixels' change in a step.
         seed: Of the noise that it starts with.
 
     Raises:
@@ -43,7 +43,7 @@ class ActivationMaximization(Visualization):
         presets: Sequence[str] = ("blur_norm", "decay_norm", "decay_blur", "blur_contribution"),
         custom: Regularizers | None = None,
         steps: int = 200,
-        step_size: float = 0.5,
+        step_size: float = 0.02,
         seed: int = 0,
     ) -> None:
         super().__init__(images=1)

@@ -119,7 +119,8 @@ def gathered(mine: Any) -> list[Any]:
 def class_names(trainer: pl.Trainer, classes: Sequence[int]) -> dict[int, str]:
     """Short names of some classes, their numbers where the data have no names."""
     names = getattr(getattr(trainer, "datamodule", None), "classes", None) or []
-    found = {each: str(names[each]) if 0 <= each < len(names) else f"class {each}" for each in classes}
+    found = {each: str(names[each]) if 0 <= each < len(names) else str(each) for each in classes}
+    found = {each: f"class {name}" if name.isdigit() else name for each, name in found.items()}
     return {each: name if len(name) <= 16 else f"{name[:15]}…" for each, name in found.items()}
 
 

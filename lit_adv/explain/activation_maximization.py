@@ -70,7 +70,7 @@ def activation_maximization(
     layer: str | None = None,
     regularizers: Regularizers | str = "decay_blur",
     steps: int = 200,
-    step_size: float = 0.5,
+    step_size: float = 0.02,
     unit_gradient: bool = True,
     mean: float | Sequence[float] = 0.5,
     start: float = 0.01,
@@ -88,9 +88,9 @@ def activation_maximization(
         regularizers: See `Regularizers`, or the name of one of the ``PRESETS``: ``blur_norm``, ``decay_norm``,
             ``decay_blur``, ``blur_contribution``, ``none``.
         steps: How many.
-        step_size: alpha; with ``unit_gradient`` in L2 distance of pixels in [0, 1].
-        unit_gradient: Divides each image's gradient by its L2 norm, so that the step does not depend on the network's
-            scale; the formula without it has fixed points that can be told.
+        step_size: alpha; with ``unit_gradient`` the root mean square of the pixels' change in a step.
+        unit_gradient: Divides each image's gradient by its root mean square, so that the step does not depend on the
+            scale of the network and the number of pixels; the formula without it has fixed points that can be told.
         mean: Of the images, one number or one a channel.
         start: Standard deviation of the normal numbers that x starts with.
         seed: Of those; an image depends on the seed and its class alone.
@@ -105,30 +105,31 @@ def activation_maximization(
     rules = check_ascent(owner, image_shape, classes, regularizers, steps, step_size, start)
     if layer is not None:
         check_layer(owner, model, layer)
-    parameter = next(model.parameters(), None)
-    device = torch.device("cpu") if parameter is None else parameter.device
-    dtype = torch.float64 if parameter is not None and parameter.dtype == torch.float64 else torch.float32
-    of = torch.tensor(list(classes), dtype=torch.int64, device=device)
-    shift = torch.tensor(mean, dtype=dtype, device=device).reshape(-1, 1, 1)
-    if shift.shape[0] not in (1, image_shape[0]):
-        raise ValueError(f"{owner}: mean must be one number or {image_shape[0]}, one a channel, got {shift.shape[0]}")
-    empty = torch.zeros(len(of), *image_shape, device=device)
-    x = start * Draws(row_seeds(empty, of * 1_000_003 + seed)).normal(tuple(image_shape), dtype)
     with _untouched(model) as inner:
+        parameter = next(model.parameters(), None)
+        device = torch.device("cpu") if parameter is None else parameter.device
+        dtype = torch.float64 if parameter is not None and parameter.dtype == torch.float64 else torch.float32
+        of = torch.tensor(list(classes), dtype=torch.int64, device=device)
+        shift = torch.tensor(mean, dtype=dtype, device=device).reshape(-1, 1, 1)
+        if shift.shape[0] not in (1, image_shape[0]):
+            raise ValueError(
+                f"{owner}: mean must be one number or {image_shape[0]}, one a channel, got {shift.shape[0]}"
+            )
+        empty = torch.zeros(len(of), *image_shape, device=device)
+        x = start * Draws(row_seeds(empty, of * 1_000_003 + seed)).normal(tuple(image_shape), dtype)
         for step in range(1, steps + 1):
             gradient = _ascent(owner, inner, x, shift, of, layer)
             if unit_gradient:
-                size = gradient.flatten(1).norm(dim=1)[:, None, None, None]
+                size = gradient.square().mean((1, 2, 3), keepdim=True).sqrt()
                 gradient = gradient / torch.where(size > 0, size, 1.0)
             if rules.total_variation:
                 gradient = gradient - rules.total_variation * _variation_gradient(x)
-            contribution = (x * gradient).sum(1).abs()
             x = (1 - rules.decay) * x + step_size * gradient
             if rules.blur and step % rules.every == 0:
                 x = blurred(x, rules.blur)
             x = without_smallest(x, x.norm(dim=1), rules.small_norm)
-            x = without_smallest(x, contribution, rules.small_contribution)
-    return (x + shift).clamp(0, 1)
+            x = without_smallest(x, (x * gradient).sum(1).abs(), rules.small_contribution)
+        return (x + shift).clamp(0, 1)
 
 
 def blurred(images: Tensor, deviation: float) -> Tensor:

@@ -92,14 +92,25 @@ def feature_space_figure(
 
 
 def class_colour(place: int, count: int) -> str:
-    """Colours that are told apart without red and green for up to 8 classes (Okabe and Ito), else tab10 or tab20."""
-    if count <= len(_OKABE_ITO):
-        return _OKABE_ITO[place]
-    name, size = ("tab10", 10) if count <= 10 else ("tab20", 20)
-    return to_hex(colormaps[name](place % size))
+    """Up to 10 classes have colours that are told apart without red and green, of more than 20 colours repeat."""
+    if count <= len(_PETROFF):
+        return _PETROFF[place]
+    return to_hex(colormaps["tab20"](place % 20))
 
 
-_OKABE_ITO = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#000000", "#f0e442")
+# Petroff 2021, arXiv:2107.02270, sequence of ten
+_PETROFF = (
+    "#3f90da",
+    "#ffa90e",
+    "#bd1f01",
+    "#94a4a2",
+    "#832db6",
+    "#a96b59",
+    "#e76300",
+    "#b9ac70",
+    "#717581",
+    "#92dadd",
+)
 
 
 def _scatter(axes: Axes, cloud: Cloud, kinds: int, colours: Mapping[int, str]) -> None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
 
 from lit_adv.plots.panels import DARK, GREY, Scale, as_array
@@ -59,9 +59,9 @@ def tile_figure(
         raise ValueError("tile_figure: blocks must hold at least one block, got none (pass what is to be shown)")
     maps = arrays[0].ndim == 3
     if scale is None and maps:
-        scale = Scale("value", "viridis", min(map(_low, arrays)), max(map(_high, arrays)))
+        scale = Scale("activation", "viridis", min(map(_low, arrays)), max(map(_high, arrays)))
     count, (high, wide) = max(map(len, arrays)), arrays[0].shape[-2:]
-    columns = min(columns or math.ceil(math.sqrt(2 * count * high / wide)), count)
+    columns = min(columns or _columns(count, high / wide), count)
 
     # every length in inches
     block_width = min(8.0, max(3.0, 0.62 * columns))
@@ -113,6 +113,12 @@ def tile_figure(
     return figure
 
 
+def _columns(count: int, ratio: float) -> int:
+    """So many that the last row is as full as can be and the block between one and a half and three times as wide."""
+    least, most = (max(1, math.ceil(math.sqrt(share * count * ratio))) for share in (1.5, 3.0))
+    return min(range(least, most + 1), key=lambda columns: (-count % columns, columns))
+
+
 def _low(values: npt.NDArray[Any]) -> float:
     return float(values.min())
 
@@ -138,8 +144,11 @@ def _mosaic(tiles: npt.NDArray[Any], columns: int) -> npt.NDArray[Any]:
     gap = max(2, round(0.06 * min(high, wide)))
     rows = math.ceil(count / columns)
     whole = np.ones((rows * (high + gap), columns * (wide + gap), 3))
+    line = max(1, gap // 4)
     for number, tile in enumerate(tiles):
         row, column = divmod(number, columns)
         y, x = row * (high + gap) + gap // 2, column * (wide + gap) + gap // 2
+        # a frame, since a tile may be as white as the paper
+        whole[y - line : y + high + line, x - line : x + wide + line] = to_rgb("#9aa5b1")
         whole[y : y + high, x : x + wide] = tile
     return whole
