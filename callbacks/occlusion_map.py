@@ -71,7 +71,9 @@ class OcclusionMap(Visualization):
         height, width = batch.images.shape[2:]
         spread = spread_occlusion(maps, self._size, self._stride, (height, width))
         # no minus in front of 0
-        words = [" to ".join(f"{round(float(end), 2) + 0.0:.2f}" for end in part.aminmax()) for part in maps]
+        words = [
+            "a square: " + " to ".join(f"{round(float(end), 2) + 0.0:.2f}" for end in part.aminmax()) for part in maps
+        ]
         examples = [
             Explained(image, {"drop": part}, row, {"image": line, "drop": word})
             for image, part, row, line, word in zip(batch.images, spread, rows, lines, words, strict=True)

@@ -38,7 +38,7 @@ def gradient_maps_figure(examples: Sequence[Explained], title: str | None = None
         ValueError: There is no image.
     """
     columns = _columns("gradient_maps_figure", examples)
-    scales = {"size": Scale("absolute gradient, share of the 99.5th percentile", "gray")}
+    scales = {"size": Scale("share of each map's 99.5th percentile", "gray")}
     rows = []
     for example in examples:
         panels = [Panel(as_array(example.image), example.captions.get("image", ""))]

@@ -82,8 +82,7 @@ def feature_space_figure(
         Line2D([], [], linestyle="", marker=MARKERS[place], markersize=6, label=name, **_face(place, GREY))
         for place, name in enumerate(kinds)
     ]
-    first = figure.legend(handles=marks, loc="upper left", bbox_to_anchor=(x, 4.2 / 4.9), title="images", **style)
-    figure.add_artist(first)
+    figure.legend(handles=marks, loc="upper left", bbox_to_anchor=(x, 4.2 / 4.9), title="images", **style)
     below = (4.2 - 0.35 - 0.2 * len(kinds)) / 4.9
     figure.legend(
         handles=handles, loc="upper left", bbox_to_anchor=(x, below), title="true class", ncols=across, **style

@@ -114,8 +114,8 @@ def tile_figure(
 
 
 def _columns(count: int, ratio: float) -> int:
-    """So many that the last row is as full as can be and the block between one and a half and three times as wide."""
-    least, most = (max(1, math.ceil(math.sqrt(share * count * ratio))) for share in (1.5, 3.0))
+    """So many that the last row is as full as can be and the block between one and a half and four times as wide."""
+    least, most = (max(1, math.ceil(math.sqrt(share * count * ratio))) for share in (1.5, 4.0))
     return min(range(least, most + 1), key=lambda columns: (-count % columns, columns))
 
 

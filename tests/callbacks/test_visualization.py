@@ -161,7 +161,7 @@ def test_what_is_drawn(trainer, monkeypatch):
     assert (label, title) == ("logit lost when covered", "Occlusion, 2 × 2 squares, Task")
     assert [each.name for each in examples] == ["image 0\ncat", "image 1\na very long nam…"]
     wanted = maps_of(task, x[:2], y[:2], size=2, stride=1, score="logit")
-    assert examples[1].captions["drop"] == f"{wanted[1].min():.2f} to {wanted[1].max():.2f}"
+    assert examples[1].captions["drop"] == f"a square: {wanted[1].min():.2f} to {wanted[1].max():.2f}"
     assert examples[0].maps["drop"].shape == (8, 8)
     assert list(drawn["gradient_maps_figure"][0][0].maps) == ["saliency", "deconvnet", "guided"]
     found, columns, _ = drawn["neighbors_figure"]
@@ -285,6 +285,7 @@ def test_data_that_do_not_fit(trainer):
         trainer(FeatureSpace()).test(Task(), DataLoader(images(5), batch_size=3), verbose=False)
 
 
+@pytest.mark.slow
 def test_two_processes_draw_what_one_draws(tmp_path, trainer):
     trainer(*shared_work(), default_root_dir=tmp_path / "1").test(
         Task(), DataLoader(images(), batch_size=4), verbose=False
