@@ -3,13 +3,19 @@
 from lit_adv.tasks import ParsevalRetraction
 
 from .accuracy_under_noise import AccuracyUnderNoise
+from .activation_grid import ActivationGrid
+from .activation_maximization import ActivationMaximization
 from .adversarial_writer import AdversarialWriter
 from .confusion_matrix import ConfusionMatrix
+from .feature_space import FeatureSpace
 from .figures import log_figure
+from .filter_grid import FilterGrid
+from .gradient_maps import GradientMaps
 from .identification import IdentificationWriter
 from .input_saliency import InputSaliency
 from .learning_curves import LearningCurves
 from .neutralization import Neutralization
+from .occlusion_map import OcclusionMap
 from .reconstruction_grid import ReconstructionGrid
 from .results_table import ResultsTable
 from .robustness_report import RobustnessReport
@@ -18,16 +24,23 @@ from .run_progress import RunProgress
 from .saliency_profile import SaliencyProfile
 from .singular_values import SingularValues
 from .ssim_precision import SSIMPrecision
+from .top_patches import TopPatches
 from .transferability import Transferability
 
 __all__ = [
     "AccuracyUnderNoise",
+    "ActivationGrid",
+    "ActivationMaximization",
     "AdversarialWriter",
     "ConfusionMatrix",
+    "FeatureSpace",
+    "FilterGrid",
+    "GradientMaps",
     "IdentificationWriter",
     "InputSaliency",
     "LearningCurves",
     "Neutralization",
+    "OcclusionMap",
     "ParsevalRetraction",
     "RunProgress",
     "ReconstructionGrid",
@@ -37,6 +50,7 @@ __all__ = [
     "SSIMPrecision",
     "SaliencyProfile",
     "SingularValues",
+    "TopPatches",
     "Transferability",
     "log_figure",
 ]
