@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Yields:
         The path to write to.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{_host()}-{os.getpid()}.tmp{path.suffix}")
     with saying_what_is_full(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -35,6 +36,14 @@ def replacing(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of `replacing` below a folder that processes of this machine left when killed."""
+    for path in folder.rglob(".*.tmp*"):
+        found = re.fullmatch(rf"\..*\.{re.escape(_host())}-(\d+)\.tmp(\..*)?", path.name)
+        if found and not _lives(int(found[1])):
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -124,6 +133,20 @@ def inside(folder: Path, name: str) -> Path | None:
         return None
     path = folder / name
     return path if path.resolve().is_relative_to(folder.resolve()) else None
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9_-]", "_", platform.node())
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return process != os.getpid()
 
 
 class _Full(OSError):

@@ -35,7 +35,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from lit_adv.files import append, replacing, write_json, write_rows
+from lit_adv.files import append, remove_leftovers, replacing, write_json, write_rows
 
 # What shapes a network, so that weights of one do not fit the other; the class counts with `data` below.
 ARCHITECTURE = (
@@ -91,6 +91,8 @@ class Checkpoint(ModelCheckpoint):
         self._begun = False
         if type(getattr(trainer.strategy, "checkpoint_io", None)) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = CheckpointFiles()
+        if stage == "fit" and trainer.is_global_zero:
+            remove_leftovers(Path(trainer.default_root_dir))
         self.dirpath = os.path.realpath(os.path.join(trainer.default_root_dir, "checkpoints"))
         self.monitor = self.monitor or getattr(pl_module, "monitor", None)
         if not self._mode_given and getattr(pl_module, "monitor_mode", "max") == "min":
