@@ -11,12 +11,13 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ import lit_adv.callbacks
 import lit_adv.data
 import lit_adv.models
 import lit_adv.tasks
-from lit_adv import runs
+from lit_adv import cli, runs
 
 ARRAYS = {"class_path": "Arrays", "init_args": {"path": "images.npz", "validation": 8, "batch_size": 8}}
 TRAINER = {
@@ -133,6 +134,29 @@ def command(folder, job):
     return _Command(process)
 
 
+def fork_command(folder, *arguments, **environment):
+    """Forks a run of the command line, without the time that importing takes."""
+    process = multiprocessing.get_context("fork").Process(target=_command, args=(folder, arguments, environment))
+    process.start()
+    return process
+
+
+def _command(folder, arguments, environment):
+    os.chdir(folder)
+    os.environ.update(environment)
+    # in place of those of pytest, too
+    sys.stdout = sys.stderr = output = open("output.txt", "a", buffering=1)  # noqa: SIM115
+    os.dup2(output.fileno(), 1)
+    os.dup2(output.fileno(), 2)
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    # what the tests' own process has of signals
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_DFL)
+    sys.argv = ["lightning", *arguments]
+    cli.main()
+
+
 class _Command:
     """A subprocess with the names of multiprocessing."""
 
@@ -153,9 +177,10 @@ class _Command:
 
 def _run(folder, job):
     os.chdir(folder)
-    output = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+    # in place of those of pytest, too
+    sys.stdout = sys.stderr = output = open("output.txt", "a", buffering=1)  # noqa: SIM115
+    os.dup2(output.fileno(), 1)
+    os.dup2(output.fileno(), 2)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     config = yaml.safe_load(Path("job.yaml").read_text())
@@ -245,6 +270,14 @@ def progress(folder):
     if last.is_file():
         return torch.load(last, weights_only=True)["global_step"]
     return sum(path.is_file() for path in folder.rglob("*"))
+
+
+@contextmanager
+def closed_port():
+    """A port of this machine on which nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        yield free.getsockname()[1]
 
 
 def hashes(folder):
