@@ -29,13 +29,14 @@ def replacing(path: Path) -> Iterator[Path]:
         The path to write to.
     """
     temporary = path.with_name(f".{path.stem}.{_host()}-{os.getpid()}.tmp{path.suffix}")
-    with saying_what_is_full(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+    try:
+        # which looks how much is free while what was written is still there
+        with saying_what_is_full(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -155,7 +156,7 @@ class _Full(OSError):
 
 
 def _why_full(error: OSError, path: Path) -> str:
-    said = (error.strerror or str(error)).lower()
+    said = error.strerror or str(error)
     folder = next((folder for folder in (path.parent, *path.parent.parents) if folder.is_dir()), Path())
     try:
         free = f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB are free there"

@@ -9,6 +9,7 @@ import hashlib
 import multiprocessing
 import os
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -150,6 +151,9 @@ def _command(folder, arguments, environment):
     os.dup2(output.fileno(), 2)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    if "LARGEST_FILE" in environment:
+        size = int(environment["LARGEST_FILE"])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     # what the tests' own process has of signals
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)
