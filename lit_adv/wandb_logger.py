@@ -80,7 +80,7 @@ def _problem(wait: float) -> str:
     """Why a run cannot be logged online; empty where it seems that it can."""
     import wandb
 
-    server = str(wandb.Settings(**_from_environment()).base_url)
+    server = os.environ.get("WANDB_BASE_URL") or str(wandb.Settings().base_url)
     if not _has_key(server):
         return f"there is no API key for {server} (wandb login, or WANDB_API_KEY)"
     try:
@@ -90,11 +90,6 @@ def _problem(wait: float) -> str:
         return ""  # it answers
     except (OSError, ValueError, HTTPException) as error:
         return f"{server} does not answer ({getattr(error, 'reason', error)})"
-
-
-def _from_environment() -> dict[str, str]:
-    server = os.environ.get("WANDB_BASE_URL")
-    return {"base_url": server} if server else {}
 
 
 def _has_key(server: str) -> bool:

@@ -37,7 +37,7 @@ ARRAYS = {"class_path": "Arrays", "init_args": {"path": "images.npz", "validatio
 TRAINER = {
     "accelerator": "cpu",
     "devices": 1,
-    "max_epochs": 3,
+    "max_epochs": 5,
     "logger": True,
     "enable_progress_bar": False,
     "enable_model_summary": False,
@@ -86,6 +86,7 @@ JOBS = {
         {
             "model": {"class_path": "REDRL", "init_args": REDRL},
             "data": {**ADVERSARIAL, "init_args": {**ADVERSARIAL["init_args"], **CACHED}},
+            "trainer": {"max_epochs": 2},
         },
     ),
     "folder": ("predict", {"model": {"class_path": "Crafting"}, "data": ADVERSARIAL, "trainer": _writer("folder")}),
@@ -110,7 +111,7 @@ def prepare(folder, job):
     subcommand, config = JOBS[job]
     config = {**config, "trainer": {**TRAINER, **config.get("trainer", {})}}
     if subcommand == "fit":
-        config["checkpoint"] = {"every_n_train_steps": 2}
+        config["checkpoint"] = {"every_n_train_steps": 3}
     (folder / "job.yaml").write_text(yaml.safe_dump(config))
     return folder
 
@@ -125,14 +126,15 @@ def fork(folder, job):
 def command(folder, job):
     """Starts a run as users do."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(lit_adv.__file__).parent.parent)}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lit_adv", *ARGUMENTS[JOBS[job][0]]],
-        cwd=folder,
-        env=environment,
-        stdout=(folder / "output.txt").open("a"),
-        stderr=subprocess.STDOUT,
-    )
-    return _Command(process)
+    with (folder / "output.txt").open("a") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lit_adv", *ARGUMENTS[JOBS[job][0]]],
+            cwd=folder,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    return _Process(process)
 
 
 def fork_command(folder, *arguments, **environment):
@@ -161,7 +163,7 @@ def _command(folder, arguments, environment):
     cli.main()
 
 
-class _Command:
+class _Process:
     """A subprocess with the names of multiprocessing."""
 
     def __init__(self, process):
@@ -219,16 +221,24 @@ def made(config):
 
 
 def to_the_end(folder, job, start=fork):
-    """One run that nobody disturbs; its seconds."""
+    """One run that nobody disturbs; its seconds, and those after it has left something for the first time."""
     began = time.monotonic()
     process = start(folder, job)
+    _until_it_leaves_something(process, folder)
+    first = time.monotonic()
     process.join(120)
     assert process.exitcode == 0, (folder / "output.txt").read_text()[-3000:]
-    return time.monotonic() - began
+    return time.monotonic() - began, time.monotonic() - first
+
+
+def _until_it_leaves_something(process, folder):
+    before = marks(folder)
+    while process.is_alive() and marks(folder) == before:
+        process.join(0.01)
 
 
 def kill(folder, job, count, seed, seconds, start=fork):
-    """Kills a run so many times, each after a share of `seconds`, and then lets it come to its end.
+    """Kills a run so many times, each after a share of its `seconds`, and then lets it come to its end.
 
     Every second time, it is let do something first, so that the whole moves on on a slow machine too.
 
@@ -241,12 +251,10 @@ def kill(folder, job, count, seed, seconds, start=fork):
     while len(done) < count:
         process = start(folder, job)
         if len(done) % 2:
-            before = marks(folder)
-            while process.is_alive() and marks(folder) == before:
-                process.join(0.01)
-            process.join(seconds * draws.uniform(0, 0.3))
+            _until_it_leaves_something(process, folder)
+            process.join(seconds[1] * draws.uniform(0, 0.8))
         else:
-            process.join(seconds * draws.uniform(0.1, 0.9))
+            process.join(seconds[0] * draws.uniform(0.1, 0.9))
         if process.is_alive():
             os.kill(process.pid, signal.SIGKILL)
             process.join(30)
@@ -264,7 +272,8 @@ def marks(folder):
     """What changes where a run leaves something: its last checkpoint's time, and the number of files."""
     with suppress(FileNotFoundError):  # what is written first has another name
         last = folder / "run/checkpoints/last.ckpt"
-        return last.stat().st_mtime_ns if last.is_file() else 0, sum(1 for _ in folder.rglob("*"))
+        files = [path for path in folder.rglob("*") if path.parent != folder]
+        return last.stat().st_mtime_ns if last.is_file() else 0, len(files)
     return None
 
 
@@ -336,7 +345,7 @@ def main():
             done = kill(other, job, given.kills, given.seed, seconds, command)
             found = differences(job, one, other)
         wrong = wrong or bool(found)
-        print(f"{job}: {seconds:.1f} s, {given.kills} kills at {done}: {found or 'the same'}", flush=True)
+        print(f"{job}: {seconds[0]:.1f} s, {given.kills} kills at {done}: {found or 'the same'}", flush=True)
     sys.exit(wrong)
 
 

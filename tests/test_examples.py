@@ -51,14 +51,10 @@ def torchrun(folder):
     environment = {name: value for name, value in os.environ.items() if name not in ("LOCAL_RANK", "WORLD_SIZE")}
     environment |= {"PATH": f"{folder}/bin:{os.environ['PATH']}", "PROCESSES": "2", "HEAD": head, "SAVE_EVERY": "2"}
     environment |= {"PYTHONPATH": str(EXAMPLES.parent), "GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": "ignore"}
-    options = ["--config=job.yaml", "--run_dir=run", "--trainer.max_epochs=12"]
-    return subprocess.Popen(
-        ["bash", str(EXAMPLES / "torchrun/train.sh"), *options],
-        cwd=folder,
-        env=environment,
-        stdout=(folder / "output.txt").open("a"),
-        stderr=subprocess.STDOUT,
-    )
+    options = ["--config=job.yaml", "--run_dir=run", "--trainer.max_epochs=6"]
+    script = ["bash", str(EXAMPLES / "torchrun/train.sh"), *options]
+    with (folder / "output.txt").open("a") as output:
+        return subprocess.Popen(script, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
 
 
 @pytest.mark.slow
