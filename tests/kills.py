@@ -26,12 +26,7 @@ import pytorch_lightning as pl
 import torch
 import yaml
 
-import lit_adv.attacks
-import lit_adv.callbacks
-import lit_adv.data
-import lit_adv.models
-import lit_adv.tasks
-from lit_adv import cli, runs
+from lit_adv import attacks, callbacks, cli, data, models, runs, tasks
 
 ARRAYS = {"class_path": "Arrays", "init_args": {"path": "images.npz", "validation": 8, "batch_size": 8}}
 TRAINER = {
@@ -125,7 +120,7 @@ def fork(folder, job):
 
 def command(folder, job):
     """Starts a run as users do."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(lit_adv.__file__).parent.parent)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(runs.__file__).parent.parent)}
     with (folder / "output.txt").open("a") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "lit_adv", *ARGUMENTS[JOBS[job][0]]],
@@ -191,20 +186,20 @@ def _run(folder, job):
     warnings.simplefilter("ignore")
     config = yaml.safe_load(Path("job.yaml").read_text())
     torch.manual_seed(0)
-    data, task = made(config["data"]), made(config["model"])
-    callbacks = [made(each) for each in config["trainer"].pop("callbacks", [])]
+    images, task = made(config["data"]), made(config["model"])
+    writers = [made(each) for each in config["trainer"].pop("callbacks", [])]
     trainer = pl.Trainer(
         **{**config["trainer"], "logger": [runs.MetricsFile("run")]},
-        callbacks=[*callbacks, runs.Checkpoint(**config.get("checkpoint", {})), runs.StopSignals()],
+        callbacks=[*writers, runs.Checkpoint(**config.get("checkpoint", {})), runs.StopSignals()],
         default_root_dir="run",
         num_sanity_val_steps=0,
         inference_mode=False,
     )
     if JOBS[job][0] == "predict":
-        trainer.predict(task, datamodule=data, return_predictions=False)
+        trainer.predict(task, datamodule=images, return_predictions=False)
         return
     last = Path("run/checkpoints/last.ckpt")
-    trainer.fit(task, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
+    trainer.fit(task, datamodule=images, ckpt_path=last if last.is_file() else None, weights_only=True)
 
 
 def made(config):
@@ -215,7 +210,7 @@ def made(config):
         return config
     if "class_path" not in config:
         return {key: made(value) for key, value in config.items()}
-    places = (lit_adv.tasks, lit_adv.data, lit_adv.models, lit_adv.attacks, lit_adv.callbacks)
+    places = (tasks, data, models, attacks, callbacks)
     found = next(getattr(place, config["class_path"]) for place in places if hasattr(place, config["class_path"]))
     return found(**made(config.get("init_args", {})))
 
