@@ -34,7 +34,7 @@ from lit_adv.data.adversarial_set import (
     write_manifest,
     write_tar,
 )
-from lit_adv.files import inside, replacing, write_rows
+from lit_adv.files import inside, remove_leftovers, replacing, write_rows
 
 from .tables import percent, plain_table, print_path
 
@@ -128,6 +128,7 @@ class AdversarialWriter(pl.Callback):
         # every rank has compared its set with the manifest that is there
         trainer.strategy.barrier("AdversarialWriter.setup")
         if trainer.is_global_zero:
+            remove_leftovers(self._folder)
             write_manifest(self._folder, self._described, None)
 
     def on_predict_batch_end(

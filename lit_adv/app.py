@@ -30,11 +30,12 @@ import lit_adv.attacks
 import lit_adv.callbacks
 import lit_adv.data
 import lit_adv.tasks
-from lit_adv import bolts, runs, trust
+from lit_adv import bolts, runs, slurm, trust
 from lit_adv.attacks import Attack, Radius, Region
 from lit_adv.compose import ConfigError, compose, display_name, expand_arguments, is_packaged, load_text
 from lit_adv.diagnosis import explain, is_deliberate, message_of, nearest, tree_of
 from lit_adv.html_report import write_report
+from lit_adv.tasks.finite import FiniteTraining
 
 # How the ranks that Lightning starts learn rank 0's folder.
 _FOLDER_VARIABLE = "LIT_ADV_RUN_DIR"
@@ -85,6 +86,10 @@ def run(arguments: list[str], instead: Callable[["AdvCLI"], None] | None = None)
         try:
             return AdvCLI([subcommand, *expanded], files, signals, instead)
         except SIGTERMException as error:
+            if signals.warned:
+                raise Stopped(
+                    f"stopped by SIGUSR1 before there was anything to save, {slurm.requeue(None)}", 138
+                ) from error
             raise Stopped("stopped by SIGTERM before there was anything to save", 143) from error
 
 
@@ -185,13 +190,13 @@ class AdvCLI(LightningCLI):
         options.run_dir, options.trainer.default_root_dir = given, None
         if options.get("weights_only") is None:
             options.weights_only = True
-        if options.ckpt_path in ("last", "best"):
+        if options.ckpt_path in ("last", "best", "auto"):
             if given is None:
                 raise ConfigError(
                     f"ckpt_path: {options.ckpt_path!r} is a checkpoint of the run's folder, which is not given (add "
                     f"--run_dir DIR, or use --config DIR/config.yaml, or give the file)"
                 )
-            options.ckpt_path = str(Path(given) / "checkpoints" / f"{options.ckpt_path}.ckpt")
+            options.ckpt_path = self._kept_checkpoint(Path(given) / "checkpoints", options.ckpt_path)
         if fitting and self.instead is None:
             self._refuse_to_overwrite(given)
         elif (
@@ -245,7 +250,8 @@ class AdvCLI(LightningCLI):
             return super().instantiate_trainer(
                 default_root_dir=str(self.folder),
                 logger=False if logger is False else [*loggers, runs.MetricsFile(self.folder)],
-                callbacks=[*callbacks, self.record, self.signals],
+                # a task of ours brings its own of these; one of somebody else's has it from here
+                callbacks=[*callbacks, self.record, self.signals, FiniteTraining()],
                 **kwargs,
             )
         except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
@@ -315,6 +321,10 @@ class AdvCLI(LightningCLI):
                 if isinstance(stopped_by, KeyboardInterrupt):
                     self._say_how_to_go_on("interrupted", 130, error)
                 if isinstance(stopped_by, SIGTERMException):
+                    self._end_other_ranks()
+                    if self.signals.warned:
+                        said = slurm.requeue(self.trainer) if self.is_rank_zero else "requeued by rank 0"
+                        self._say_how_to_go_on(f"stopped by SIGUSR1, {said}", 138, error)
                     self._say_how_to_go_on("stopped by SIGTERM", 143, error)
                 raise
 
@@ -326,6 +336,12 @@ class AdvCLI(LightningCLI):
             print(f"report: {os.path.relpath(write_report(self.folder))}", flush=True)
         except OSError as error:
             print(f"report: not written: {error} (later: lightning report {self.folder})", file=sys.stderr)
+
+    def _end_other_ranks(self) -> None:
+        """Ends those that Lightning started here, as it does itself after Ctrl-C; srun and torchrun end theirs."""
+        launcher: Any = getattr(self.trainer.strategy, "launcher", None)
+        if hasattr(launcher, "kill"):
+            launcher.kill(signal.SIGKILL)
 
     def _say_how_to_go_on(self, what: str, code: int, error: BaseException) -> NoReturn:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -343,6 +359,23 @@ class AdvCLI(LightningCLI):
                 f"{what} before the first training step; crafted images are kept in the cache\nstart again: {command}"
             )
         raise Stopped(message, code) from error
+
+    def _kept_checkpoint(self, folder: Path, name: str) -> str | None:
+        """The file that `last`, `best` or `auto` means; None where `auto` finds no run to go on with.
+
+        Raises:
+            ConfigError: `auto` for something else than training.
+        """
+        if name != "auto":
+            return str(folder / f"{name}.ckpt")
+        if self.subcommand != "fit":
+            raise ConfigError(f"ckpt_path: 'auto' is for fit (lightning {self.subcommand} takes best, last or a file)")
+        path = folder / "last.ckpt"
+        if path.is_file():
+            return str(path)
+        if self.is_rank_zero and self.instead is None:
+            print(f"ckpt_path auto: {path} does not exist yet, the run starts from the beginning", flush=True)
+        return None
 
     def _moved_folder(self) -> str | None:
         """The folder of the run whose `config.yaml` says the `run_dir`, wherever it was copied or moved."""

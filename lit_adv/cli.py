@@ -43,7 +43,7 @@ usage: lightning <fit|validate|test|predict> --config FILE [--config FILE ...] [
 
   --config FILE   a YAML file; later files and options win. `base: other.yaml` in it builds on another file
   --run_dir DIR   the run's folder, in place of a new one under runs/
-  --ckpt_path     a file, or `last` or `best` of the run's folder
+  --ckpt_path     a file, or `last` or `best` of the run's folder; `auto`: the last if there is one, or a new run
   --allow-any-class  let the config name classes of any package, whose code is then run
   --debug         show where in the program an error comes from (also LIT_ADV_DEBUG=1)
   --version

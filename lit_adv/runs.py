@@ -8,7 +8,7 @@ runs/cifar10/redrl/2026-11-20_10-15-00/
 """
 
 import csv
-import json
+import io
 import math
 import os
 import pickle
@@ -28,11 +28,14 @@ from typing import Any, NoReturn, cast
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from lit_adv.files import append, remove_leftovers, replacing, write_json, write_rows
 
 # What shapes a network, so that weights of one do not fit the other; the class counts with `data` below.
 ARCHITECTURE = (
@@ -86,6 +89,10 @@ class Checkpoint(ModelCheckpoint):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Takes the folder from the run and what to monitor from the task."""
         self._begun = False
+        if type(getattr(trainer.strategy, "checkpoint_io", None)) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = CheckpointFiles()
+        if stage == "fit" and trainer.is_global_zero:
+            remove_leftovers(Path(trainer.default_root_dir))
         self.dirpath = os.path.realpath(os.path.join(trainer.default_root_dir, "checkpoints"))
         self.monitor = self.monitor or getattr(pl_module, "monitor", None)
         if not self._mode_given and getattr(pl_module, "monitor_mode", "max") == "min":
@@ -173,6 +180,31 @@ class Checkpoint(ModelCheckpoint):
         trainer.strategy.save_checkpoint(content, self.last_model_path)
 
 
+class CheckpointFiles(TorchCheckpointIO):
+    """Writes a checkpoint beside the one that it replaces, and then puts it in its place.
+
+    Lightning 2.6.6 writes to the folder for temporary files and copies from there if that is another disk: a kill or a
+    full disk amid the copy would leave a torn `last.ckpt` and no other.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Writes the file as a whole, and onto the disk.
+
+        Raises:
+            OSError: The disk is full; the old file is there still.
+        """
+        if "://" in str(path) or storage_options is not None:
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        with replacing(Path(path)) as temporary, temporary.open("wb") as file:
+            file.write(content.getbuffer())
+            file.flush()
+            # or a machine that loses power may have the new name and not the content
+            os.fsync(file.fileno())
+
+
 def _batches_trained(trainer: pl.Trainer) -> int:
     total: Any = trainer.fit_loop.epoch_loop.batch_progress.total
     return int(total.processed)
@@ -217,30 +249,45 @@ def _make_resumable(loops: dict[str, Any], trainer: pl.Trainer, judged: bool) ->
 
 
 class StopSignals(Callback):
-    """Turns Ctrl-C and SIGTERM into an exception: at once, but a training step and a checkpoint are ended first.
+    """Turns Ctrl-C, SIGTERM and SLURM's warning into an exception: at once, but a step and a checkpoint end first.
 
     The checkpoint of half a step would hold BatchNorm's statistics of a batch that the resumed run trains on again. A
-    second signal does not wait.
+    second signal does not wait. Of several ranks, rank 0 saves and ends, and its end is that of the others; a rank that
+    ended sooner would leave rank 0 in the middle of its step.
+
+    SIGUSR1 counts in a SLURM job only, which gets it before its time is up (`#SBATCH --signal=SIGUSR1@120`). Lightning
+    leaves the signal to a handler that is there before its own, which would save in the middle of a step and go on.
+
+    Attributes:
+        warned: Whether it was SIGUSR1 that stopped the run: the job is to be put into the queue again.
     """
 
     def __init__(self) -> None:
+        self.warned = False
         self._holding = False
         self._waiting: int | None = None
+        self._handlers: dict[int, Any] = {}
+        self._is_first = True
+        self._told = False
 
     @contextmanager
     def received(self, by_rank_zero: bool = False) -> Iterator[None]:
-        """Handles the signals, in the main thread; under SLURM Lightning handles SIGTERM, for requeueing.
+        """Handles the signals, in the main thread.
 
         Args:
             by_rank_zero: Rank 0 started this process, and ends it: Ctrl-C, which reaches both, is left to rank 0.
         """
-        handlers: dict[int, Any] = {signal.SIGINT: signal.SIG_IGN if by_rank_zero else self._receive}
-        if "SLURM_JOB_ID" not in os.environ:
-            handlers[signal.SIGTERM] = self._receive
+        handlers: dict[int, Any] = {
+            signal.SIGINT: signal.SIG_IGN if by_rank_zero else self._receive,
+            signal.SIGTERM: self._receive,
+        }
+        if "SLURM_JOB_ID" in os.environ:
+            handlers[signal.SIGUSR1] = self._receive
         main = threading.current_thread() is threading.main_thread()
         # what is ignored, such as Ctrl-C in the background, stays so
         heard = [number for number in handlers if main and signal.getsignal(number) is not signal.SIG_IGN]
-        before = {number: signal.signal(number, handlers[number]) for number in heard}
+        self._handlers = {number: handlers[number] for number in heard}
+        before = {number: signal.signal(number, handler) for number, handler in self._handlers.items()}
         try:
             yield
         finally:
@@ -253,6 +300,17 @@ class StopSignals(Callback):
         self._holding = True
         yield
         self._release()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Learns which rank this is."""
+        self._is_first = trainer.global_rank == 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Takes SIGTERM back from Lightning, whose handler starts a collective amid those of the step."""
+        if signal.SIGTERM in self._handlers:
+            signal.signal(signal.SIGTERM, self._handlers[signal.SIGTERM])
+
+    on_validation_start = on_test_start = on_predict_start = on_train_start
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, index: int) -> None:
         """Lets signals wait; crafting, which takes longest, lies before."""
@@ -275,7 +333,9 @@ class StopSignals(Callback):
             self._raise(waiting)
 
     def _receive(self, number: int, frame: Any) -> None:
-        if self._holding and self._waiting is None:
+        if number != signal.SIGINT and not self._is_first and not self._told:
+            self._told = True
+        elif self._holding and self._waiting is None:
             self._waiting = number
         else:
             self._waiting = None
@@ -284,8 +344,11 @@ class StopSignals(Callback):
     def _raise(self, number: int) -> NoReturn:
         if number == signal.SIGINT:
             raise KeyboardInterrupt
+        self.warned = number == signal.SIGUSR1
         # Lightning does the same with Ctrl-C while it shuts down
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for each in (signal.SIGTERM, signal.SIGUSR1):
+            if each in self._handlers:
+                signal.signal(each, signal.SIG_IGN)
         raise SIGTERMException
 
 
@@ -337,23 +400,25 @@ class MetricsFile(Logger):
         """Appends the rows; the file is rewritten only when a new column comes."""
         if not self._rows:
             return
-        old: list[dict[str, Any]] = []
-        if not self._columns and self.path.is_file():
+        there = self.path.is_file()
+        if not self._columns and there:
+            _cut_torn_line(self.path)
             with self.path.open(newline="", encoding="utf-8") as file:
                 self._columns = next(csv.reader(file), [])
         new = sorted({name for row in self._rows for name in row} - set(self._columns))
-        if new and self.path.is_file():
-            with self.path.open(newline="", encoding="utf-8") as file:
-                old = list(csv.DictReader(file))
         if new:
             head = [name for name in ("step", "epoch") if name in {*new, *self._columns}]
-            self._columns = head + [name for name in (*self._columns, *new) if name not in head]
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("w" if new else "a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self._columns)
-            if new:
-                writer.writeheader()
-            writer.writerows(old + self._rows)
+            columns = head + [name for name in (*self._columns, *new) if name not in head]
+            old: list[dict[str, Any]] = []
+            if there:
+                with self.path.open(newline="", encoding="utf-8") as file:
+                    old = list(csv.DictReader(file))
+            write_rows(self.path, columns, [{name: row.get(name) for name in columns} for row in old + self._rows])
+            self._columns = columns
+        else:
+            text = io.StringIO(newline="")
+            csv.DictWriter(text, self._columns).writerows(self._rows)
+            append(self.path, text.getvalue())
         self._rows = []
 
     @rank_zero_only
@@ -404,9 +469,18 @@ class RunRecord(Callback):
         """Writes config and source to the folder, on one rank; beside a run's own, under the subcommand's name."""
         folder.mkdir(parents=True, exist_ok=True)
         suffix = "" if subcommand == "fit" or not (folder / "config.yaml").exists() else f"_{subcommand}"
-        (folder / f"config{suffix}.yaml").write_text(self.text, encoding="utf-8")
-        source = json.dumps({**self.source, "command": sys.argv}, indent=2)
-        (folder / f"git{suffix}.json").write_text(source + "\n", encoding="utf-8")
+        with replacing(folder / f"config{suffix}.yaml") as path:
+            path.write_text(self.text, encoding="utf-8")
+        write_json(folder / f"git{suffix}.json", {**self.source, "command": sys.argv}, indent=2)
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Takes off the end of a file that is no whole line: what a kill or a full disk has left."""
+    with path.open("rb+") as file:
+        content = file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            file.truncate(whole)
 
 
 def new_folder(name: str, root: Path = Path("runs")) -> Path:

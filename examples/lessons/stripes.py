@@ -112,7 +112,7 @@ def figure(pictures: dict[str, Tensor]) -> Figure:
     grid = made.subplots(2, len(pictures))
     for column, (title, images) in enumerate(pictures.items()):
         for row, image in enumerate(images):
-            grid[row, column].imshow(image[0], cmap="gray", vmin=0, vmax=1)
+            grid[row, column].imshow(image[0].numpy(), cmap="gray", vmin=0, vmax=1)
             grid[row, column].set_axis_off()
         grid[0, column].set_title(title, fontsize=9)
     made.suptitle("The nearest images that fool each classifier", fontsize=11, fontweight="bold")

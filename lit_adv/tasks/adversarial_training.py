@@ -314,7 +314,6 @@ class AdversarialTraining(VictimClassifier):
             loss = F.cross_entropy(
                 self.model((images + delta).clamp(0, 1)), labels, label_smoothing=self.hparams["label_smoothing"]
             )
-            self._check_finite(loss, images, "training", batch_idx)
             optimizer.zero_grad()
             self.manual_backward(loss)
             assert delta.grad is not None

@@ -91,7 +91,7 @@ class ParsevalTraining(VictimClassifier):
 
     def configure_callbacks(self) -> Sequence[pl.Callback]:
         """The retraction; takes the place of one that the trainer was given."""
-        return [ParsevalRetraction(self.hparams["beta"], self.hparams["rows"])]
+        return [*super().configure_callbacks(), ParsevalRetraction(self.hparams["beta"], self.hparams["rows"])]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Free parameters; constrained weights; coefficients of residual sums."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -16,6 +17,7 @@ from lit_adv.attacks.generated import perturbed, reranked
 from lit_adv.attacks.objectives import ObjectiveName, objective
 from lit_adv.data.attack_files import pack
 from lit_adv.models import PerturbationNetwork, freeze_, load_classifier
+from lit_adv.tasks.finite import FiniteTraining
 
 Batch = tuple[Tensor, Tensor]
 
@@ -156,6 +158,10 @@ class PerturbationGenerator(pl.LightningModule):
         """The adversarial images `(B, C, H, W)`."""
         images: Tensor = self._run(batch[0]).images
         return images
+
+    def configure_callbacks(self) -> Sequence[pl.Callback]:
+        """Stops training that has lost its numbers."""
+        return [FiniteTraining()]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam."""

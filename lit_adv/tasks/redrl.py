@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import pytorch_lightning as pl
@@ -21,6 +22,7 @@ from lit_adv.tasks.attribution import (
     attribution_numbers,
     grey_levels,
 )
+from lit_adv.tasks.finite import FiniteTraining
 from lit_adv.tasks.identification import (
     NOT_CALIBRATED,
     Calibrator,
@@ -146,7 +148,6 @@ class REDRL(pl.LightningModule):
         self._reconstruction: ReconstructionAccuracy | None = None
         self._scores: dict[str, AttributionScores] = {}
         self._targets: AttributionTargets | None = None
-        self._finite: Tensor | None = None
 
     def prepare_data(self) -> None:
         """Refuses what does not fit the data, and fetches F's weights, before the data module crafts for hours."""
@@ -368,8 +369,6 @@ class REDRL(pl.LightningModule):
     def training_step(self, batch: AdversarialBatch, batch_idx: int) -> Tensor:
         losses = self.losses(batch, self(batch.adversarial, batch.clean))
         self.calibrator.calibration = None  # it was of the weights before
-        self._stop_if_not_finite(batch_idx)
-        self._finite = torch.isfinite(losses["loss"].detach())
         count = len(batch.label)
         self.log("loss", losses["loss"], prog_bar=True, logger=False, batch_size=count, on_step=True, on_epoch=False)
         named = {f"train/loss_{name}": value for name, value in losses.items() if name != "loss"}
@@ -377,8 +376,8 @@ class REDRL(pl.LightningModule):
         self.log_dict(named, batch_size=count, on_step=False, on_epoch=True, sync_dist=True)
         return losses["loss"]
 
-    def on_train_epoch_end(self) -> None:
-        self._stop_if_not_finite(None)
+    def configure_callbacks(self) -> Sequence[pl.Callback]:
+        return [FiniteTraining()]
 
     def on_validation_epoch_start(self) -> None:
         self._begin("val")
@@ -614,16 +613,6 @@ class REDRL(pl.LightningModule):
             f"test/{name}": scores[name] for name in ("coverage", "accuracy_answered", "calibration_error") if scores
         }
         self.log_dict(numbers | attribution_numbers(beside, split), sync_dist=True)
-
-    def _stop_if_not_finite(self, batch_idx: int | None) -> None:
-        # looked at a step late, when the device has long computed it: no wait in the step itself
-        if self._finite is not None and not bool(self._finite):
-            which = "the last batch" if batch_idx is None else f"batch {batch_idx - 1}"
-            raise ValueError(
-                f"REDRL: the loss was not finite in {which} of epoch {self.current_epoch} (lower learning_rate, or "
-                "look for images with NaN; checkpoints saved before are good)"
-            )
-        self._finite = None
 
     def _check(self) -> None:
         fields = self.hparams

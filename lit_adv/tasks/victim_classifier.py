@@ -1,7 +1,7 @@
 """Training of the classifiers that are attacked."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lit_adv.models import Classifier
 from lit_adv.models.classifier import ClassifierName, check_name
+from lit_adv.tasks.finite import FiniteTraining
 from lit_adv.tasks.resuming import apply_settings, changed_settings
 
 Batch = tuple[Tensor, Tensor]
@@ -112,7 +113,6 @@ class VictimClassifier(pl.LightningModule):
         """`training_loss` of one batch."""
         images, labels = batch
         loss = self.training_loss(images, labels)
-        self._check_finite(loss, images, "training", batch_idx)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(images))
         return loss
 
@@ -140,6 +140,10 @@ class VictimClassifier(pl.LightningModule):
         """Predicted classes `(B,)`."""
         logits: Tensor = self(batch[0])
         return logits.argmax(1)
+
+    def configure_callbacks(self) -> Sequence[pl.Callback]:
+        """Stops training that has lost its numbers."""
+        return [FiniteTraining()]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """SGD with Nesterov momentum, and a step-wise falling learning rate."""
@@ -233,8 +237,8 @@ class VictimClassifier(pl.LightningModule):
         if not images.isfinite().all():
             raise ValueError(f"{self._name}: images must be finite, got NaN or infinity in {where} (mend the data)")
         raise ValueError(
-            f"{self._name}: the loss must be finite, got NaN or infinity in {where} (lower learning_rate, now"
-            f" {self.hparams['learning_rate']:g}, or start again from an earlier checkpoint)"
+            f"{self._name}: the network's answers must be finite, got NaN or infinity in {where} (give an earlier"
+            " checkpoint)"
         )
 
     def _leave_out(self, state: dict[str, Tensor]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_adv.data.cache import AdversarialCache
+from lit_adv.data.cache import FORMAT, AdversarialCache
 
 SHAPE = (3, 4, 5)
 
@@ -54,6 +54,18 @@ def test_another_clean_image_or_label_misses(tmp_path, what):
 @pytest.mark.parametrize("other", [{"key": "another"}, {"shape": (3, 5, 4)}, {"dtype": "float32"}])
 def test_another_key_shape_or_precision_has_its_own_folder(tmp_path, other):
     assert cache(tmp_path).folder != cache(tmp_path, **other).folder
+
+
+def test_a_cache_of_another_version_is_left_alone_and_not_read(tmp_path, monkeypatch):
+    clean, labels, crafted, flags = rows(3)
+    cache(tmp_path).write(range(3), clean, labels, crafted, flags)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setattr("lit_adv.data.cache.FORMAT", FORMAT + 1)
+    newer = cache(tmp_path)
+    assert not newer.read(range(3), clean, labels)[2].any()
+    newer.write(range(3), clean, labels, crafted[::-1], flags)
+    np.testing.assert_array_equal(newer.read(range(3), clean, labels)[0], crafted[::-1])
+    assert all(path.read_bytes() == content for path, content in before.items())
 
 
 @settings(max_examples=40)

@@ -225,21 +225,11 @@ def test_nothing_says_how_many_classes(tmp_path):
         trainer(tmp_path).fit(VictimClassifier("small_cnn"), loader, loader)
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_nan_in_the_data_names_the_batch(tmp_path, split):
+def test_nan_in_the_data_names_the_batch(tmp_path):
     data = Bars(batch_size=16)
-    data.spoilt_split = split
-    task, run = VictimClassifier("small_cnn"), trainer(tmp_path)
-    stage = "test" if split == "test" else "training"
-    with pytest.raises(ValueError, match=rf"images must be finite, got NaN or infinity in batch 0 of {stage} epoch 0"):
-        (run.test if split == "test" else run.fit)(task, datamodule=data)
-
-
-def test_a_loss_that_explodes_names_the_batch(tmp_path):
-    pl.seed_everything(0, verbose=False)
-    task = VictimClassifier("small_cnn", learning_rate=1e30)
-    with pytest.raises(ValueError, match=r"the loss must be finite, .* in batch \d of training epoch 0 \(lower learn"):
-        trainer(tmp_path).fit(task, datamodule=Bars(batch_size=16))
+    data.spoilt_split = "test"
+    with pytest.raises(ValueError, match="images must be finite, got NaN or infinity in batch 0 of test epoch 0"):
+        trainer(tmp_path).test(VictimClassifier("small_cnn"), datamodule=data)
 
 
 @pytest.mark.parametrize(
