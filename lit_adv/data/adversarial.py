@@ -34,6 +34,7 @@ from lit_adv.data.batches import (
 from lit_adv.data.cache import AdversarialCache
 from lit_adv.data.cache_budget import disk_bytes, free_disk, parse_size, share_that_fits, size_text, taken
 from lit_adv.data.chunks import Chunk, ChunkSize, is_out_of_memory
+from lit_adv.data.datasets import ImageDataset
 from lit_adv.data.degradation import Degradation
 from lit_adv.data.sampling import rank_and_world
 from lit_adv.data.set_plan import SetBatches, SetPlan
@@ -47,6 +48,8 @@ _BEFORE, _AFTER, _SAME = (
 )  # flags of a crafted row: succeeded before and after rounding, equal to the clean image
 # a block for the text beside each variant's images
 _KEY_BYTES = 4096
+# rows of a table of random numbers
+_PIECE = 1 << 16
 _FACTORS = [round(1 + 0.1 * step, 1) for step in range(21)]
 
 
@@ -104,7 +107,8 @@ class AdversarialDataModule(pl.LightningDataModule):
 
     Args:
         source: A data module whose training, validation and test sets give (image, label) pairs: float images
-            ``(C, H, W)`` in [0, 1] and the same image each time (augmentation belongs here, after crafting).
+            ``(C, H, W)`` in [0, 1], or uint8 ones, and the same image each time (augmentation belongs here, after
+            crafting).
         victims: The networks attacked, by name: modules, or paths of checkpoints made by `VictimClassifier`. They are
             frozen, and moved to the batch's device on first use.
         attacks: Attacks by ``class`` or ``class/setting``: ``pgd/4`` and ``pgd/8`` are two settings of the class
@@ -216,6 +220,7 @@ class AdversarialDataModule(pl.LightningDataModule):
         self._counts: dict[str, Tensor] = {}
         self._ready: set[str] = set()
         self._tables: dict[int, np.ndarray | None] = {}
+        self._everything: dict[str, np.ndarray] = {}
         self._words: dict[int, tuple[str, ...]] = {}
         self._victim_words: dict[str, str] = {}
         self._shape: tuple[int, ...] | None = None
@@ -338,9 +343,8 @@ class AdversarialDataModule(pl.LightningDataModule):
 
     def plan(self, split: Split, images_per_shard: int) -> SetPlan:
         """All that is shown of a split that has been read, in shards."""
-        clean = np.arange(len(self._sets[split]))  # type: ignore[arg-type]
         variants = [(variant, self._needed(split, variant)) for variant in self._variants(split)]
-        return SetPlan([(-1, clean), *variants], images_per_shard)
+        return SetPlan([(-1, self._all(split)), *variants], images_per_shard)
 
     def split_digest(self, split: Split) -> str:
         """A hash of up to 64 images and labels, evenly spaced, of a split that has been read."""
@@ -510,7 +514,7 @@ class AdversarialDataModule(pl.LightningDataModule):
                 victim, images = variant % len(self.victim_names), None
                 for _ in range(1 if victim in warm else 2):
                     began = time.monotonic()
-                    images, flags = self._craft(split, variant, stored, label, torch.from_numpy(chosen), keep=False)
+                    images, flags = self._craft(split, variant, stored, label, torch.tensor(chosen), keep=False)
                     flags.cpu()  # waits for the device
                     seconds = time.monotonic() - began
                 warm.add(victim)
@@ -758,17 +762,29 @@ class AdversarialDataModule(pl.LightningDataModule):
         classes = len(self.attack_classes) - 1
         each, rest = divmod(self.variants - 1, classes)
         count = min(each + (attack <= rest), len(choices))
-        draws = np.random.default_rng([self.seed, attack, 1]).random((len(self._sets["train"]), len(choices)))  # type: ignore[arg-type]
-        table = self._tables[attack] = choices[draws.argsort(axis=1)[:, :count]]
+        images = len(self._sets["train"])  # type: ignore[arg-type]
+        generator = np.random.default_rng([self.seed, attack, 1])
+        table = self._tables[attack] = np.empty((images, count), np.int32)
+        # pieces bound the memory, and draw what one piece would
+        for start in range(0, images, _PIECE):
+            draws = generator.random((min(_PIECE, images - start), len(choices)))
+            table[start : start + _PIECE] = choices[draws.argsort(axis=1)[:, :count]]
         return table
 
     def _needed(self, split: Split, variant: int) -> np.ndarray:
         """The images of a split that can be shown in a variant."""
-        count = len(self._sets[split])  # type: ignore[arg-type]
         table = None
         if split == "train":
             table = self._table(self.attack_classes.index(self._class_of(variant)[0]))
-        return np.arange(count) if table is None else (table == variant).any(1).nonzero()[0]
+        return self._all(split) if table is None else (table == variant).any(1).nonzero()[0]
+
+    def _all(self, split: Split) -> np.ndarray:
+        """All images of a split: one array, of which every variant of a large set has the same."""
+        count = len(self._sets[split])  # type: ignore[arg-type]
+        if len(self._everything.get(split, ())) != count:
+            self._everything[split] = np.arange(count)
+            self._everything[split].setflags(write=False)
+        return self._everything[split]
 
     def _image_shape(self) -> tuple[int, ...]:
         if self._shape is None:
@@ -894,12 +910,12 @@ class AdversarialDataModule(pl.LightningDataModule):
         if not len(dataset):  # type: ignore[arg-type]
             raise ValueError(f"{name}: the {split} set is empty")
         image = dataset[0][0]
-        if not isinstance(image, Tensor) or image.ndim != 3 or not image.is_floating_point():
+        if not isinstance(image, Tensor) or image.ndim != 3 or not _holds_pixels(image):
             found = (
                 f"{image.dtype} of shape {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
             )
             raise ValueError(
-                f"{name}: the {split} set must give float images (C, H, W) in [0, 1], got {found} "
+                f"{name}: the {split} set must give float images (C, H, W) in [0, 1], or uint8 ones, got {found} "
                 "(use ToTensor, and leave normalisation to the classifier)"
             )
         # a flip may leave an image as it was several times running
@@ -977,8 +993,8 @@ class _Items(Dataset[_Raw]):
         index = np.array([key[0] for key in keys])
         variant = np.array([key[1] for key in keys])
         stacked, label = _read(self.clean, index.tolist())
-        # one pass that catches NaN as well
-        if not bool(((stacked >= 0) & (stacked <= 1)).all()):
+        # one pass that catches NaN as well; levels cannot be wrong
+        if stacked.dtype != torch.uint8 and not bool(((stacked >= 0) & (stacked <= 1)).all()):
             bad = int(index[int((~((stacked >= 0) & (stacked <= 1))).flatten(1).any(1).nonzero()[0])])
             raise ValueError(f"image {bad} of the {self.split} set holds values outside [0, 1] or NaN")
         clean = _to_stored(self.quantise, stacked)
@@ -1095,8 +1111,14 @@ def _dataset(source: pl.LightningDataModule, split: Split) -> Dataset[Any]:
     )
 
 
+def _holds_pixels(image: Tensor) -> bool:
+    return image.is_floating_point() or image.dtype == torch.uint8
+
+
 def _read(dataset: Dataset[Any], indices: list[int]) -> tuple[Tensor, Tensor]:
-    """Images ``(B, C, H, W)`` and labels ``(B,)`` of some items; at once where the data set can."""
+    """Images ``(B, C, H, W)``, uint8 where they are kept so, and labels ``(B,)``; at once where the data set can."""
+    if isinstance(dataset, ImageDataset):
+        return dataset.batch(indices, levels=True)
     if hasattr(dataset, "batch"):
         images, labels = dataset.batch(indices)
         return images, labels
@@ -1107,7 +1129,10 @@ def _read(dataset: Dataset[Any], indices: list[int]) -> tuple[Tensor, Tensor]:
 def _to_stored(quantise: str, images: Tensor) -> Tensor:
     """Images as they are kept: 8-bit levels, or float32 where nothing is rounded."""
     if quantise == "none":
-        return images.to(torch.float32)
+        return _to_float(images).to(torch.float32)
+    if images.dtype == torch.uint8:
+        # in float32, 255 (k / 255) is k for each of them, also where it is rounded down
+        return images
     levels = images.to(torch.float32) * 255
     return (levels.round() if quantise == "round" else levels.floor()).to(torch.uint8)
 
