@@ -493,8 +493,9 @@ class AdversarialDataModule(pl.LightningDataModule):
     def estimate(self, splits: Sequence[Split], device: torch.device | str = "cpu") -> list[VersionEstimate]:
         """What crafting all of some splits takes, from one chunk of each version, which is crafted and thrown away.
 
-        Each version's first chunk is crafted twice where nothing of that victim was crafted before, since a device's
-        first run is slower.
+        A chunk has as many images as the run attacks at once: ``craft_batch_size`` with ``prefill``, else at most a
+        batch's. It is crafted twice where nothing of that victim was crafted before, since a device's first run is
+        slower.
 
         Raises:
             ValueError: A split is empty or of another kind.
@@ -505,8 +506,7 @@ class AdversarialDataModule(pl.LightningDataModule):
             items = _Items(self, split)
             for variant in self._variants(split):
                 rows = self._needed(split, variant)
-                cache = self._cache(split, variant)
-                chosen = rows[: self._chunk.size(device)]
+                chosen = rows[: self._at_once(split, device)]
                 if not len(chosen):
                     continue
                 clean, label = _read(items.clean, chosen.tolist())
@@ -524,12 +524,34 @@ class AdversarialDataModule(pl.LightningDataModule):
                         split=split,
                         name=self._variant_name(variant),
                         images=len(rows),
-                        cached=0 if cache is None else min(cache.filled(), len(rows)),
+                        cached=self._cached(items, variant, rows),
                         seconds_per_image=seconds / len(chosen),
                         sample=images.cpu(),
                     )
                 )
         return found
+
+    def _at_once(self, split: Split, device: torch.device | str) -> int:
+        """How many images of one version a run attacks at once."""
+        most = self._chunk.size(device)
+        if self.prefill_first:
+            return most
+        if split != "train":
+            return min(most, self.eval_batch_size)
+        # a batch is spread over the classes, and where images have some of the versions alone, over all of them
+        parts = len(self.attack_classes) if self.variants is None else 1 + len(self._variants(split))
+        return max(1, min(most, self.batch_size // parts))
+
+    def _cached(self, items: _Items, variant: int, rows: np.ndarray) -> int:
+        """How many of some images the cache holds, by the share of up to 64 written rows that fit their images."""
+        cache = items.caches[variant]
+        there = rows[:0] if cache is None else cache.written(rows)
+        if cache is None or not len(there):
+            return 0
+        looked_at = there[np.unique(np.linspace(0, len(there) - 1, min(64, len(there))).astype(int))]
+        clean, label = _read(items.clean, looked_at.tolist())
+        hit = cache.read(looked_at.tolist(), _to_stored(self.quantise, clean).numpy(), label.numpy())[2]
+        return round(len(there) * float(hit.mean()))
 
     def report(self, split: Split | None = None) -> list[dict[str, Any]]:
         """How well the attacks did on what the last pass over a split has shown; collective, call it on every rank.
