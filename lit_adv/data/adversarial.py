@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 import pytorch_lightning as pl
@@ -33,6 +33,7 @@ from lit_adv.data.batches import (
 )
 from lit_adv.data.cache import AdversarialCache
 from lit_adv.data.cache_budget import disk_bytes, free_disk, parse_size, share_that_fits, size_text, taken
+from lit_adv.data.cache_plans import CachePlans
 from lit_adv.data.chunks import Chunk, ChunkSize, is_out_of_memory
 from lit_adv.data.datasets import ImageDataset
 from lit_adv.data.degradation import Degradation
@@ -132,8 +133,9 @@ class AdversarialDataModule(pl.LightningDataModule):
             the ``true`` one.
         cache_dir: Folder for crafted images; None keeps nothing.
         cache_limit: Most disk that ``cache_dir`` may take, what other jobs keep there included: ``20 GB``, ``20 GiB``
-            or bytes; None sets no limit. The same first part of the images is kept of every version, the rest is
-            crafted each time it is shown; ``prefill``, which promises all of them, refuses before it crafts any.
+            or bytes; None sets no limit; jobs on one machine that set it keep it together. The same first part of the
+            images is kept of every version, the rest is crafted each time it is shown; ``prefill``, which promises all
+            of them, refuses before it crafts any.
         prefill: Craft all that a run will show before it starts; refuses where the disk has no room for it.
         augment: Random shifts (an eighth of the side) and flips in training, the same for clean and adversarial image.
         held_out: Victims that training and validation never show; only the test (and prediction) does, so that what has
@@ -228,6 +230,8 @@ class AdversarialDataModule(pl.LightningDataModule):
         self._chunk = Chunk(craft_batch_size)
         # the share of a split's images that the cache keeps
         self._kept: dict[str, float] = {}
+        self._plans: CachePlans | None = None
+        self._planned: dict[str, tuple[int, float]] = {}
         self._shown: list[tuple[Split, SetPlan, list[int]]] | None = None
 
     @property
@@ -312,6 +316,11 @@ class AdversarialDataModule(pl.LightningDataModule):
             self._check_room(wanted)
             if self.prefill_first:
                 self.prefill(wanted)
+
+    def teardown(self, stage: str) -> None:
+        """Tells other jobs that nothing more is going to be written."""
+        if self._plans is not None:
+            self._plans.withdraw()
 
     def train_dataloader(self) -> ResumableLoader:
         rank, ranks = rank_and_world()
@@ -884,30 +893,53 @@ class AdversarialDataModule(pl.LightningDataModule):
             )
         if self.cache_limit is None or (not promised and all(split in self._kept for split in splits)):
             return
-        limit, others = parse_size(self.cache_limit), taken(folder) - there
-        if others + needed <= limit:
-            self._kept |= dict.fromkeys(splits, 1.0)
-        elif promised:
-            also = f", where other jobs keep {size_text(others)}" if others else ""
-            raise ValueError(
-                f"AdversarialDataModule: prefill needs {size_text(needed)} in cache_dir {folder}{also}, and "
-                f"cache_limit is {self.cache_limit} (raise it, set variants to fewer versions, or set prefill to "
-                "false: what does not fit is then crafted each time it is shown)"
-            )
-        else:
-            rows = [(self._needed(split, variant), len(self._sets[split])) for split, variant in own]  # type: ignore[arg-type]
-            budget = limit - others - _KEY_BYTES * len(own)
-            share = share_that_fits(rows, self._row_bytes(), budget) if budget > 0 else 0.0
+        limit = parse_size(self.cache_limit)
+        if promised and needed > limit and not folder.exists():
+            self._refuse(needed, 0)
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._plans is None:
+            self._plans = CachePlans(folder)
+        names = {key: cache.folder.name for key, cache in own.items() if cache is not None}
+        with self._plans.deciding() as plans:
+            strangers = [(folder / name, count) for name, (count, _) in plans.items() if name not in names.values()]
+            # what is planned and not yet written
+            coming = sum(max(0, count - taken(place)) for place, count in strangers)
+            others = taken(folder) - there + coming
+            known = [plans[name][1] for name in names.values() if name in plans]
+            if not promised and len(known) == len(names):
+                share = min(known, default=1.0)  # another process of this job has decided, or one with the same images
+            elif others + needed <= limit:
+                share = 1.0
+            elif promised:
+                self._refuse(needed, others)
+            else:
+                rows = [(self._needed(split, variant), len(self._sets[split])) for split, variant in own]  # type: ignore[arg-type]
+                budget = limit - others - _KEY_BYTES * (len(own) + 1)
+                share = share_that_fits(rows, self._row_bytes(), budget) if budget > 0 else 0.0
             self._kept |= dict.fromkeys(splits, share)
-            for (split, _), cache in own.items():
-                if cache is not None:
-                    cache.rows = int(share * len(self._sets[split]))  # type: ignore[arg-type]
-            if rank_and_world()[0] == 0:
-                print(
-                    f"adversarial cache: all of {' and '.join(splits)} would take {size_text(needed)}, cache_limit is "
-                    f"{self.cache_limit}: {100 * share:.1f} % of the images are kept, the rest is crafted each time",
-                    flush=True,
-                )
+            for (split, variant), cache in own.items():
+                if cache is None:
+                    continue
+                end = int(share * len(self._sets[split]))  # type: ignore[arg-type]
+                cache.rows = None if share == 1 else end
+                kept = (wanted := self._needed(split, variant))[: np.searchsorted(wanted, end)]
+                count = sum(disk_bytes(kept, size) for size in self._row_bytes()) + _KEY_BYTES
+                self._planned[cache.folder.name] = (count, share)
+            self._plans.announce(self._planned)
+        if share < 1 and rank_and_world()[0] == 0:
+            print(
+                f"adversarial cache: all of {' and '.join(splits)} would take {size_text(needed)}, cache_limit is "
+                f"{self.cache_limit}: {100 * share:.1f} % of the images are kept, the rest is crafted each time",
+                flush=True,
+            )
+
+    def _refuse(self, needed: int, others: int) -> NoReturn:
+        also = f", where other jobs keep or plan {size_text(others)}" if others else ""
+        raise ValueError(
+            f"AdversarialDataModule: prefill needs {size_text(needed)} in cache_dir {self.cache_dir}{also}, and "
+            f"cache_limit is {self.cache_limit} (raise it, set variants to fewer versions, or set prefill to "
+            "false: what does not fit is then crafted each time it is shown)"
+        )
 
     def _row_bytes(self) -> tuple[int, int]:
         """Bytes of an image and of its record."""
