@@ -15,7 +15,8 @@ from lit_adv.data import AdversarialDataModule
 from lit_adv.data.datasets import TensorImages
 from lit_adv.data.image_datamodule import ImageDataModule
 
-BATCHES, WARM, ALLOWED = 200, 40, 4e6
+# workers take some MB more until each has seen a hundred batches, and no more after that
+BATCHES, WARM, ALLOWED = 200, 200, 6e6
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 
 
@@ -94,7 +95,7 @@ def test_clean_loaders_and_one_that_leaks(kind, workers):
     data.setup("fit")
     gained = growth(data.train_dataloader(), lambda batch: None)
     # what leaks holds 16 images of 25 kB a batch: 79 MB
-    assert gained < ALLOWED if kind is Pictures else gained > 5 * ALLOWED, f"{gained / 1e6:.1f} MB"
+    assert gained < ALLOWED if kind is Pictures else gained > 8 * ALLOWED, f"{gained / 1e6:.1f} MB"
 
 
 @pytest.mark.parametrize(
@@ -119,4 +120,4 @@ def test_adversarial_loaders_and_one_that_leaks(kind, cached, workers, tmp_path)
     data.setup("fit")
     gained = growth(data.train_dataloader(), lambda batch: data.on_after_batch_transfer(batch, 0))
     # what leaks holds 16 images of 25 kB a batch: 79 MB
-    assert gained < ALLOWED if kind is Pictures else gained > 5 * ALLOWED, f"{gained / 1e6:.1f} MB"
+    assert gained < ALLOWED if kind is Pictures else gained > 8 * ALLOWED, f"{gained / 1e6:.1f} MB"
