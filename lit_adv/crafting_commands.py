@@ -87,18 +87,21 @@ def estimate_lines(
             f"{size_text(free_disk(folder))} free)"
         )
     if threads is not None:
+        clean = {split: data.plan(split, 1).versions[0][1].size for split in splits}
+        kinds = [(one.images, one.sample[:32]) for one in versions]
+        for split, count in clean.items():
+            # which compress better than crafted ones
+            pictures, _ = next(iter(data.clean_batches(split)))
+            kinds.append((count, (pictures[:32] * 255).round().to(torch.uint8)))
         size, seconds = 0.0, 0.0
-        for one in versions:
+        for count, levels in kinds:
             began = time.monotonic()
-            pictures = [len(png(levels)) for levels in one.sample[:32]]
-            seconds += one.images * (time.monotonic() - began) / len(pictures)
-            size += one.images * float(np.mean(pictures))
-        # a clean picture is taken to be as large as the others
-        clean = sum(data.plan(split, 1).versions[0][1].size for split in splits)
-        share = (images + clean) / max(1, images)
+            bytes_each = np.mean([len(png(one)) for one in levels])
+            seconds += count * (time.monotonic() - began) / len(levels)
+            size += count * float(bytes_each)
         lines.append(
-            f"files: {images + clean:,} pictures of about {size_text(size * share)} in all, tables beside them; to "
-            f"compress them, about {_time(seconds * share / ranks / min(threads, os.cpu_count() or 1))}"
+            f"files: {images + sum(clean.values()):,} pictures of about {size_text(size)} in all, tables beside them; "
+            f"to compress them, about {_time(seconds / ranks / min(threads, os.cpu_count() or 1))}"
         )
     return lines
 
