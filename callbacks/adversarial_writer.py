@@ -122,7 +122,7 @@ class AdversarialWriter(pl.Callback):
             mine = range(trainer.global_rank, plan.shards, trainer.world_size)
             left = [shard for shard in mine if not is_written(self._folder, split, shard, self.form)]
             shown.append((split, plan, left))
-            todo += [(split, shard, len(plan.keys(shard))) for shard in left]
+            todo += [(split, shard, plan.size(shard)) for shard in left]
         data.show_in_prediction(shown)
         self._todo, self._shard, self._held = iter(todo), None, []
         # every rank has compared its set with the manifest that is there

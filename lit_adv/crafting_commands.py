@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
+import time
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,12 +44,17 @@ def estimate(cli: AdvCLI) -> None:
     device = trainer.strategy.root_device
     data.prepare_data()
     versions = data.estimate(splits, device)
-    for line in estimate_lines(data, splits, versions, trainer.world_size, writing):
+    threads = writer.threads if writer is not None and writing else None
+    for line in [*estimate_lines(data, splits, versions, trainer.world_size, threads), _memory(device)]:
         print(line, flush=True)
 
 
 def estimate_lines(
-    data: AdversarialDataModule, splits: tuple[Split, ...], versions: list[VersionEstimate], ranks: int, writing: bool
+    data: AdversarialDataModule,
+    splits: tuple[Split, ...],
+    versions: list[VersionEstimate],
+    ranks: int,
+    threads: int | None,
 ) -> list[str]:
     """The statement of `estimate`.
 
@@ -54,8 +63,9 @@ def estimate_lines(
         splits: What it shows.
         versions: What each version takes.
         ranks: Processes that share the work.
-        writing: Whether the images are written as PNG files.
+        threads: Where the images are written as PNG files, how many are compressed at once in a process; else None.
     """
+    writing = threads is not None
     left = [one.images - one.cached for one in versions]
     seconds = sum(count * one.seconds_per_image for count, one in zip(left, versions, strict=True)) / ranks
     images = sum(one.images for one in versions)
@@ -67,7 +77,7 @@ def estimate_lines(
     each = "" if data.prefill_first or data.cache_dir is not None or writing else " each time they are shown"
     lines.append(
         f"crafting: {sum(left):,} of {images:,} images, about {_time(seconds)}"
-        f"{f' on {ranks} processes' if ranks > 1 else ''}{each}"
+        f" on {ranks} process{'es' if ranks > 1 else ''}{each}"
     )
     if data.cache_dir is not None:
         folder = Path(data.cache_dir)
@@ -76,16 +86,38 @@ def estimate_lines(
             f"cache: {size_text(data.cache_bytes(splits))} in {folder} once all are there ({limit}; "
             f"{size_text(free_disk(folder))} free)"
         )
-    if writing:
-        size = 0.0
-        for one in versions:
-            pictures = [len(png(levels)) for levels in one.sample[:32]]
-            size += one.images * float(np.mean(pictures))
-        # a clean picture is taken to be as large as the others
-        clean = sum(data.plan(split, 1).versions[0][1].size for split in splits)
-        size += clean * size / max(1, images)
-        lines.append(f"files: {images + clean:,} pictures of about {size_text(size)} in all, tables beside them")
+    if threads is not None:
+        clean = {split: data.plan(split, 1).versions[0][1].size for split in splits}
+        kinds = [(one.images, one.sample[:32]) for one in versions]
+        for split, count in clean.items():
+            # which compress better than crafted ones
+            pictures, _ = next(iter(data.clean_batches(split)))
+            kinds.append((count, (pictures[:32] * 255).round().to(torch.uint8)))
+        size, seconds = 0.0, 0.0
+        for count, levels in kinds:
+            began = time.monotonic()
+            bytes_each = np.mean([len(png(one)) for one in levels])
+            seconds += count * (time.monotonic() - began) / len(levels)
+            size += count * float(bytes_each)
+        lines.append(
+            f"files: {images + sum(clean.values()):,} pictures of about {size_text(size)} in all, tables beside them; "
+            f"to compress them, about {_time(seconds / ranks / min(threads, os.cpu_count() or 1))}"
+        )
     return lines
+
+
+def _memory(device: torch.device) -> str:
+    """What the chunks have taken so far in this process."""
+    taken = []
+    if device.type == "cuda":
+        taken.append(f"{size_text(torch.cuda.max_memory_reserved(device))} of the GPU's")
+    with contextlib.suppress(ImportError):  # not there on Windows
+        import resource
+
+        # in kB, on macOS in bytes
+        unit = 1 if sys.platform == "darwin" else 1024
+        taken.append(f"{size_text(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)} of the machine's")
+    return f"memory: at most {' and '.join(taken) or 'unknown'} in each process, without workers"
 
 
 def verify(folder: Path, sample: int | None, seed: int) -> bool:

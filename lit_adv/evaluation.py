@@ -169,10 +169,11 @@ def check_attacks(owner: str, attacks: Mapping[str, Attack], regions: Mapping[st
 
 
 def pair(owner: str, batch: Any) -> tuple[Tensor, Tensor]:
-    """Images and labels of a batch; ValueError for anything else."""
+    """Images, floats of 8-bit ones, and labels of a batch; ValueError for anything else."""
     if not isinstance(batch, list | tuple) or len(batch) != 2 or not all(isinstance(each, Tensor) for each in batch):
         raise ValueError(f"{owner}: batches must be (images, labels), got {type(batch).__name__}")
-    return batch[0], batch[1]
+    images, labels = batch
+    return images.float() / 255 if images.dtype == torch.uint8 else images, labels
 
 
 def check_comparable(owner: str, field: str, other: nn.Module, model: nn.Module, images: Tensor) -> None:

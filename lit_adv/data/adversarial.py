@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 import pytorch_lightning as pl
@@ -33,7 +33,9 @@ from lit_adv.data.batches import (
 )
 from lit_adv.data.cache import AdversarialCache
 from lit_adv.data.cache_budget import disk_bytes, free_disk, parse_size, share_that_fits, size_text, taken
+from lit_adv.data.cache_plans import CachePlans
 from lit_adv.data.chunks import Chunk, ChunkSize, is_out_of_memory
+from lit_adv.data.datasets import ImageDataset
 from lit_adv.data.degradation import Degradation
 from lit_adv.data.sampling import rank_and_world
 from lit_adv.data.set_plan import SetBatches, SetPlan
@@ -47,6 +49,8 @@ _BEFORE, _AFTER, _SAME = (
 )  # flags of a crafted row: succeeded before and after rounding, equal to the clean image
 # a block for the text beside each variant's images
 _KEY_BYTES = 4096
+# rows of a table of random numbers
+_PIECE = 1 << 16
 _FACTORS = [round(1 + 0.1 * step, 1) for step in range(21)]
 
 
@@ -104,7 +108,8 @@ class AdversarialDataModule(pl.LightningDataModule):
 
     Args:
         source: A data module whose training, validation and test sets give (image, label) pairs: float images
-            ``(C, H, W)`` in [0, 1] and the same image each time (augmentation belongs here, after crafting).
+            ``(C, H, W)`` in [0, 1], or uint8 ones, and the same image each time (augmentation belongs here, after
+            crafting).
         victims: The networks attacked, by name: modules, or paths of checkpoints made by `VictimClassifier`. They are
             frozen, and moved to the batch's device on first use.
         attacks: Attacks by ``class`` or ``class/setting``: ``pgd/4`` and ``pgd/8`` are two settings of the class
@@ -128,8 +133,9 @@ class AdversarialDataModule(pl.LightningDataModule):
             the ``true`` one.
         cache_dir: Folder for crafted images; None keeps nothing.
         cache_limit: Most disk that ``cache_dir`` may take, what other jobs keep there included: ``20 GB``, ``20 GiB``
-            or bytes; None sets no limit. The same first part of the images is kept of every version, the rest is
-            crafted each time it is shown; ``prefill``, which promises all of them, refuses before it crafts any.
+            or bytes; None sets no limit; jobs on one machine that set it keep it together. The same first part of the
+            images is kept of every version, the rest is crafted each time it is shown; ``prefill``, which promises all
+            of them, refuses before it crafts any.
         prefill: Craft all that a run will show before it starts; refuses where the disk has no room for it.
         augment: Random shifts (an eighth of the side) and flips in training, the same for clean and adversarial image.
         held_out: Victims that training and validation never show; only the test (and prediction) does, so that what has
@@ -216,6 +222,7 @@ class AdversarialDataModule(pl.LightningDataModule):
         self._counts: dict[str, Tensor] = {}
         self._ready: set[str] = set()
         self._tables: dict[int, np.ndarray | None] = {}
+        self._everything: dict[str, np.ndarray] = {}
         self._words: dict[int, tuple[str, ...]] = {}
         self._victim_words: dict[str, str] = {}
         self._shape: tuple[int, ...] | None = None
@@ -223,6 +230,8 @@ class AdversarialDataModule(pl.LightningDataModule):
         self._chunk = Chunk(craft_batch_size)
         # the share of a split's images that the cache keeps
         self._kept: dict[str, float] = {}
+        self._plans: CachePlans | None = None
+        self._planned: dict[str, tuple[int, float]] = {}
         self._shown: list[tuple[Split, SetPlan, list[int]]] | None = None
 
     @property
@@ -308,6 +317,11 @@ class AdversarialDataModule(pl.LightningDataModule):
             if self.prefill_first:
                 self.prefill(wanted)
 
+    def teardown(self, stage: str) -> None:
+        """Tells other jobs that nothing more is going to be written."""
+        if self._plans is not None:
+            self._plans.withdraw()
+
     def train_dataloader(self) -> ResumableLoader:
         rank, ranks = rank_and_world()
         items = _Items(self, "train")
@@ -338,9 +352,8 @@ class AdversarialDataModule(pl.LightningDataModule):
 
     def plan(self, split: Split, images_per_shard: int) -> SetPlan:
         """All that is shown of a split that has been read, in shards."""
-        clean = np.arange(len(self._sets[split]))  # type: ignore[arg-type]
         variants = [(variant, self._needed(split, variant)) for variant in self._variants(split)]
-        return SetPlan([(-1, clean), *variants], images_per_shard)
+        return SetPlan([(-1, self._all(split)), *variants], images_per_shard)
 
     def split_digest(self, split: Split) -> str:
         """A hash of up to 64 images and labels, evenly spaced, of a split that has been read."""
@@ -489,8 +502,9 @@ class AdversarialDataModule(pl.LightningDataModule):
     def estimate(self, splits: Sequence[Split], device: torch.device | str = "cpu") -> list[VersionEstimate]:
         """What crafting all of some splits takes, from one chunk of each version, which is crafted and thrown away.
 
-        Each version's first chunk is crafted twice where nothing of that victim was crafted before, since a device's
-        first run is slower.
+        A chunk has as many images as the run attacks at once: ``craft_batch_size`` with ``prefill``, else at most a
+        batch's. It is crafted twice where nothing of that victim was crafted before, since a device's first run is
+        slower.
 
         Raises:
             ValueError: A split is empty or of another kind.
@@ -501,8 +515,7 @@ class AdversarialDataModule(pl.LightningDataModule):
             items = _Items(self, split)
             for variant in self._variants(split):
                 rows = self._needed(split, variant)
-                cache = self._cache(split, variant)
-                chosen = rows[: self._chunk.size(device)]
+                chosen = rows[: self._at_once(split, device)]
                 if not len(chosen):
                     continue
                 clean, label = _read(items.clean, chosen.tolist())
@@ -510,7 +523,7 @@ class AdversarialDataModule(pl.LightningDataModule):
                 victim, images = variant % len(self.victim_names), None
                 for _ in range(1 if victim in warm else 2):
                     began = time.monotonic()
-                    images, flags = self._craft(split, variant, stored, label, torch.from_numpy(chosen), keep=False)
+                    images, flags = self._craft(split, variant, stored, label, torch.tensor(chosen), keep=False)
                     flags.cpu()  # waits for the device
                     seconds = time.monotonic() - began
                 warm.add(victim)
@@ -520,12 +533,34 @@ class AdversarialDataModule(pl.LightningDataModule):
                         split=split,
                         name=self._variant_name(variant),
                         images=len(rows),
-                        cached=0 if cache is None else min(cache.filled(), len(rows)),
+                        cached=self._cached(items, variant, rows),
                         seconds_per_image=seconds / len(chosen),
                         sample=images.cpu(),
                     )
                 )
         return found
+
+    def _at_once(self, split: Split, device: torch.device | str) -> int:
+        """How many images of one version a run attacks at once."""
+        most = self._chunk.size(device)
+        if self.prefill_first:
+            return most
+        if split != "train":
+            return min(most, self.eval_batch_size)
+        # a batch is spread over the classes, and where images have some of the versions alone, over all of them
+        parts = len(self.attack_classes) if self.variants is None else 1 + len(self._variants(split))
+        return max(1, min(most, self.batch_size // parts))
+
+    def _cached(self, items: _Items, variant: int, rows: np.ndarray) -> int:
+        """How many of some images the cache holds, by the share of up to 64 written rows that fit their images."""
+        cache = items.caches[variant]
+        there = rows[:0] if cache is None else cache.written(rows)
+        if cache is None or not len(there):
+            return 0
+        looked_at = there[np.unique(np.linspace(0, len(there) - 1, min(64, len(there))).astype(int))]
+        clean, label = _read(items.clean, looked_at.tolist())
+        hit = cache.read(looked_at.tolist(), _to_stored(self.quantise, clean).numpy(), label.numpy())[2]
+        return round(len(there) * float(hit.mean()))
 
     def report(self, split: Split | None = None) -> list[dict[str, Any]]:
         """How well the attacks did on what the last pass over a split has shown; collective, call it on every rank.
@@ -758,17 +793,29 @@ class AdversarialDataModule(pl.LightningDataModule):
         classes = len(self.attack_classes) - 1
         each, rest = divmod(self.variants - 1, classes)
         count = min(each + (attack <= rest), len(choices))
-        draws = np.random.default_rng([self.seed, attack, 1]).random((len(self._sets["train"]), len(choices)))  # type: ignore[arg-type]
-        table = self._tables[attack] = choices[draws.argsort(axis=1)[:, :count]]
+        images = len(self._sets["train"])  # type: ignore[arg-type]
+        generator = np.random.default_rng([self.seed, attack, 1])
+        table = self._tables[attack] = np.empty((images, count), np.int32)
+        # pieces bound the memory, and draw what one piece would
+        for start in range(0, images, _PIECE):
+            draws = generator.random((min(_PIECE, images - start), len(choices)))
+            table[start : start + _PIECE] = choices[draws.argsort(axis=1)[:, :count]]
         return table
 
     def _needed(self, split: Split, variant: int) -> np.ndarray:
         """The images of a split that can be shown in a variant."""
-        count = len(self._sets[split])  # type: ignore[arg-type]
         table = None
         if split == "train":
             table = self._table(self.attack_classes.index(self._class_of(variant)[0]))
-        return np.arange(count) if table is None else (table == variant).any(1).nonzero()[0]
+        return self._all(split) if table is None else (table == variant).any(1).nonzero()[0]
+
+    def _all(self, split: Split) -> np.ndarray:
+        """All images of a split: one array, of which every variant of a large set has the same."""
+        count = len(self._sets[split])  # type: ignore[arg-type]
+        if len(self._everything.get(split, ())) != count:
+            self._everything[split] = np.arange(count)
+            self._everything[split].setflags(write=False)
+        return self._everything[split]
 
     def _image_shape(self) -> tuple[int, ...]:
         if self._shape is None:
@@ -846,30 +893,53 @@ class AdversarialDataModule(pl.LightningDataModule):
             )
         if self.cache_limit is None or (not promised and all(split in self._kept for split in splits)):
             return
-        limit, others = parse_size(self.cache_limit), taken(folder) - there
-        if others + needed <= limit:
-            self._kept |= dict.fromkeys(splits, 1.0)
-        elif promised:
-            also = f", where other jobs keep {size_text(others)}" if others else ""
-            raise ValueError(
-                f"AdversarialDataModule: prefill needs {size_text(needed)} in cache_dir {folder}{also}, and "
-                f"cache_limit is {self.cache_limit} (raise it, set variants to fewer versions, or set prefill to "
-                "false: what does not fit is then crafted each time it is shown)"
-            )
-        else:
-            rows = [(self._needed(split, variant), len(self._sets[split])) for split, variant in own]  # type: ignore[arg-type]
-            budget = limit - others - _KEY_BYTES * len(own)
-            share = share_that_fits(rows, self._row_bytes(), budget) if budget > 0 else 0.0
+        limit = parse_size(self.cache_limit)
+        if promised and needed > limit and not folder.exists():
+            self._refuse(needed, 0)
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._plans is None:
+            self._plans = CachePlans(folder)
+        names = {key: cache.folder.name for key, cache in own.items() if cache is not None}
+        with self._plans.deciding() as plans:
+            strangers = [(folder / name, count) for name, (count, _) in plans.items() if name not in names.values()]
+            # what is planned and not yet written
+            coming = sum(max(0, count - taken(place)) for place, count in strangers)
+            others = taken(folder) - there + coming
+            known = [plans[name][1] for name in names.values() if name in plans]
+            if not promised and len(known) == len(names):
+                share = min(known, default=1.0)  # another process of this job has decided, or one with the same images
+            elif others + needed <= limit:
+                share = 1.0
+            elif promised:
+                self._refuse(needed, others)
+            else:
+                rows = [(self._needed(split, variant), len(self._sets[split])) for split, variant in own]  # type: ignore[arg-type]
+                budget = limit - others - _KEY_BYTES * (len(own) + 1)
+                share = share_that_fits(rows, self._row_bytes(), budget) if budget > 0 else 0.0
             self._kept |= dict.fromkeys(splits, share)
-            for (split, _), cache in own.items():
-                if cache is not None:
-                    cache.rows = int(share * len(self._sets[split]))  # type: ignore[arg-type]
-            if rank_and_world()[0] == 0:
-                print(
-                    f"adversarial cache: all of {' and '.join(splits)} would take {size_text(needed)}, cache_limit is "
-                    f"{self.cache_limit}: {100 * share:.1f} % of the images are kept, the rest is crafted each time",
-                    flush=True,
-                )
+            for (split, variant), cache in own.items():
+                if cache is None:
+                    continue
+                end = int(share * len(self._sets[split]))  # type: ignore[arg-type]
+                cache.rows = None if share == 1 else end
+                kept = (wanted := self._needed(split, variant))[: np.searchsorted(wanted, end)]
+                count = sum(disk_bytes(kept, size) for size in self._row_bytes()) + _KEY_BYTES
+                self._planned[cache.folder.name] = (count, share)
+            self._plans.announce(self._planned)
+        if share < 1 and rank_and_world()[0] == 0:
+            print(
+                f"adversarial cache: all of {' and '.join(splits)} would take {size_text(needed)}, cache_limit is "
+                f"{self.cache_limit}: {100 * share:.1f} % of the images are kept, the rest is crafted each time",
+                flush=True,
+            )
+
+    def _refuse(self, needed: int, others: int) -> NoReturn:
+        also = f", where other jobs keep or plan {size_text(others)}" if others else ""
+        raise ValueError(
+            f"AdversarialDataModule: prefill needs {size_text(needed)} in cache_dir {self.cache_dir}{also}, and "
+            f"cache_limit is {self.cache_limit} (raise it, set variants to fewer versions, or set prefill to "
+            "false: what does not fit is then crafted each time it is shown)"
+        )
 
     def _row_bytes(self) -> tuple[int, int]:
         """Bytes of an image and of its record."""
@@ -894,12 +964,12 @@ class AdversarialDataModule(pl.LightningDataModule):
         if not len(dataset):  # type: ignore[arg-type]
             raise ValueError(f"{name}: the {split} set is empty")
         image = dataset[0][0]
-        if not isinstance(image, Tensor) or image.ndim != 3 or not image.is_floating_point():
+        if not isinstance(image, Tensor) or image.ndim != 3 or not _holds_pixels(image):
             found = (
                 f"{image.dtype} of shape {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
             )
             raise ValueError(
-                f"{name}: the {split} set must give float images (C, H, W) in [0, 1], got {found} "
+                f"{name}: the {split} set must give float images (C, H, W) in [0, 1], or uint8 ones, got {found} "
                 "(use ToTensor, and leave normalisation to the classifier)"
             )
         # a flip may leave an image as it was several times running
@@ -977,8 +1047,8 @@ class _Items(Dataset[_Raw]):
         index = np.array([key[0] for key in keys])
         variant = np.array([key[1] for key in keys])
         stacked, label = _read(self.clean, index.tolist())
-        # one pass that catches NaN as well
-        if not bool(((stacked >= 0) & (stacked <= 1)).all()):
+        # one pass that catches NaN as well; levels cannot be wrong
+        if stacked.dtype != torch.uint8 and not bool(((stacked >= 0) & (stacked <= 1)).all()):
             bad = int(index[int((~((stacked >= 0) & (stacked <= 1))).flatten(1).any(1).nonzero()[0])])
             raise ValueError(f"image {bad} of the {self.split} set holds values outside [0, 1] or NaN")
         clean = _to_stored(self.quantise, stacked)
@@ -1095,8 +1165,14 @@ def _dataset(source: pl.LightningDataModule, split: Split) -> Dataset[Any]:
     )
 
 
+def _holds_pixels(image: Tensor) -> bool:
+    return image.is_floating_point() or image.dtype == torch.uint8
+
+
 def _read(dataset: Dataset[Any], indices: list[int]) -> tuple[Tensor, Tensor]:
-    """Images ``(B, C, H, W)`` and labels ``(B,)`` of some items; at once where the data set can."""
+    """Images ``(B, C, H, W)``, uint8 where they are kept so, and labels ``(B,)``; at once where the data set can."""
+    if isinstance(dataset, ImageDataset):
+        return dataset.batch(indices, levels=True)
     if hasattr(dataset, "batch"):
         images, labels = dataset.batch(indices)
         return images, labels
@@ -1107,7 +1183,10 @@ def _read(dataset: Dataset[Any], indices: list[int]) -> tuple[Tensor, Tensor]:
 def _to_stored(quantise: str, images: Tensor) -> Tensor:
     """Images as they are kept: 8-bit levels, or float32 where nothing is rounded."""
     if quantise == "none":
-        return images.to(torch.float32)
+        return _to_float(images).to(torch.float32)
+    if images.dtype == torch.uint8:
+        # in float32, 255 (k / 255) is k for each of them, also where it is rounded down
+        return images
     levels = images.to(torch.float32) * 255
     return (levels.round() if quantise == "round" else levels.floor()).to(torch.uint8)
 

@@ -12,10 +12,10 @@ Keys = list[Any]
 
 
 class EpochBatches(DistributedSampler[Keys]):
-    """Whole batches of one epoch, as lists of keys; a subclass says which keys.
+    """Whole batches of one epoch, as lists of keys, each made when it is asked for; a subclass says which keys.
 
-    Every rank makes the plan of all ranks and takes its share, so that what is drawn does not depend on their number as
-    long as the ranks' batches add up to the same size. It is a DistributedSampler by name only, which is what tells
+    Every rank knows the batches of all ranks and takes its share, so that what is drawn does not depend on their number
+    as long as the ranks' batches add up to the same size. It is a DistributedSampler by name only, which is what tells
     Lightning to leave it alone and to give it the epoch.
     """
 
@@ -23,15 +23,14 @@ class EpochBatches(DistributedSampler[Keys]):
         super().__init__(dataset, num_replicas=ranks, rank=rank)
         self.start = 0
 
-    def plan(self) -> list[Keys]:
-        """All batches of this rank in the current epoch."""
+    def plan(self, start: int) -> Iterator[Keys]:
+        """This rank's batches in the current epoch, from one on."""
         raise NotImplementedError(f"{type(self).__name__} must say which batches an epoch has")
 
     def __iter__(self) -> Iterator[Keys]:
         # a generator, since a loader with workers asks for an iterator twice and uses the second
-        batches = self.plan()
         start, self.start = self.start, 0  # only the epoch that was interrupted starts in its middle
-        yield from batches[start if start < len(batches) else 0 :]
+        yield from self.plan(start if start < len(self) else 0)
 
 
 class ShuffledBatches(EpochBatches):
@@ -59,14 +58,15 @@ class ShuffledBatches(EpochBatches):
         full, rest = divmod(self.count, self.step)
         return full + (rest * self.versions >= self.num_replicas)
 
-    def plan(self) -> list[Keys]:
+    def plan(self, start: int) -> Iterator[Keys]:
         order = np.random.default_rng([self.shuffle_seed, self.epoch, 0]).permutation(self.count)
-        batches = (self.keys(order[g * self.step : (g + 1) * self.step], g) for g in range(len(self)))
-        return [keys[self.rank :: self.num_replicas] for keys in batches]
+        for number in range(start, len(self)):
+            keys = self.keys(order[number * self.step : (number + 1) * self.step], number)
+            yield keys[self.rank :: self.num_replicas]
 
     def keys(self, indices: np.ndarray, batch: int) -> Keys:
         """The keys of one batch of all ranks together."""
-        return [int(index) for index in indices]
+        return list(indices.tolist())
 
 
 class OrderedBatches(EpochBatches):
@@ -87,13 +87,18 @@ class OrderedBatches(EpochBatches):
         # no batch may be empty on a rank that has one sample less: at batch size 1, one batch of another rank has 2
         return min(-(-most // self.batch_size), least)
 
-    def plan(self) -> list[Keys]:
-        mine = np.arange(self.rank, self.count, self.num_replicas)
-        return [self.keys(part) for part in np.array_split(mine, len(self))]
+    def plan(self, start: int) -> Iterator[Keys]:
+        mine = range(self.rank, self.count, self.num_replicas)
+        # as numpy.array_split does it, without the array: the first batches have one sample more
+        each, longer = divmod(len(mine), len(self))
+        for number in range(start, len(self)):
+            first = number * each + min(number, longer)
+            part = mine[first : first + each + (number < longer)]
+            yield self.keys(np.arange(part.start, part.stop, part.step))
 
     def keys(self, positions: np.ndarray) -> Keys:
         """The keys at some positions of the whole list."""
-        return [int(position) for position in positions]
+        return list(positions.tolist())
 
 
 class ResumableLoader(DataLoader[Any]):

@@ -108,13 +108,14 @@ class AdversarialCache:
                 stacklevel=2,
             )
 
-    def filled(self) -> int:
-        """How many rows have been written; whether they are whole is seen when they are read."""
+    def written(self, rows: np.ndarray) -> np.ndarray:
+        """Those of some rows, ascending, that have been written; whether they are whole is seen when they are read."""
         try:
             records = np.fromfile(self.folder / "rows.bin", _RECORD)
         except OSError:
-            return 0
-        return int((records["digest"] != b"").sum())
+            return rows[:0]
+        rows = rows[: np.searchsorted(rows, len(records))]
+        return rows[records["digest"][rows] != b""]
 
     def _open(self, create: bool) -> tuple[int, int] | None:
         # a forked worker must not share its parent's descriptors' lifetime

@@ -49,6 +49,9 @@ def disk_bytes(rows: np.ndarray, row_bytes: int) -> int:
     """
     if not len(rows):
         return 0
+    if rows[-1] - rows[0] == len(rows) - 1:
+        # without gaps, and without an array for each of many versions of a large set
+        return (int((rows[-1] + 1) * row_bytes - 1) // _BLOCK - int(rows[0] * row_bytes) // _BLOCK + 1) * _BLOCK
     rows = rows.astype(np.int64)
     first, last = rows * row_bytes // _BLOCK, ((rows + 1) * row_bytes - 1) // _BLOCK
     shared = int((first[1:] == last[:-1]).sum())

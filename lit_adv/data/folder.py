@@ -1,12 +1,14 @@
 """People's own images, one folder a class."""
 
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from lit_adv.data.datasets import ImageDataset, ImageFiles, read_image
+from lit_adv.data.datasets import ImageDataset, ImageFiles, Paths, path_array, read_image
 from lit_adv.data.image_datamodule import ImageDataModule
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
@@ -59,12 +61,12 @@ class ImageFolder(ImageDataModule):
         paths, labels = self._list(split)
         return ImageFiles(paths, labels, self.image_size, self.in_channels)
 
-    def _list(self, split: str) -> tuple[list[str], torch.Tensor]:
+    def _list(self, split: str) -> tuple[Paths, torch.Tensor]:
         return list_images(self._name, self.root / split, self.classes)
 
     @cached_property
     def _first_size(self) -> int:
-        first = self._list("train")[0][0]
+        first = os.fsdecode(self._list("train")[0][0])
         height, width = read_image(first).shape[1:]
         if height != width:
             raise ValueError(
@@ -85,8 +87,8 @@ def class_folders(owner: str, folder: Path) -> list[str]:
     return names
 
 
-def list_images(owner: str, folder: Path, classes: list[str]) -> tuple[list[str], torch.Tensor]:
-    """Image files of the class folders in a folder, sorted, and their labels `(N,)` int64.
+def list_images(owner: str, folder: Path, classes: list[str]) -> tuple[Paths, torch.Tensor]:
+    """Image files of the class folders in a folder, sorted, `(N,)` bytes, and their labels `(N,)` int64.
 
     Raises:
         FileNotFoundError: A folder is missing, or there is no image.
@@ -95,14 +97,13 @@ def list_images(owner: str, folder: Path, classes: list[str]) -> tuple[list[str]
     unknown = sorted(set(class_folders(owner, folder)) - set(classes))
     if unknown:
         raise ValueError(f"{owner}: '{folder}' has the class '{unknown[0]}', which '{folder.parent / 'train'}' has not")
-    paths: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        if not (folder / name).is_dir():
-            continue
-        found = sorted(str(path) for path in (folder / name).iterdir() if path.suffix.lower() in EXTENSIONS)
-        paths += found
-        labels += [label] * len(found)
-    if not paths:
+    found, counts = [], []
+    for name in classes:
+        inside = os.listdir(folder / name) if (folder / name).is_dir() else []
+        images = sorted(one for one in inside if os.path.splitext(one)[1].lower() in EXTENSIONS)
+        # class by class, so that a large set is never there as Python's strings
+        found.append(path_array([os.path.join(folder, name, one) for one in images]))
+        counts.append(len(images))
+    if not sum(counts):
         raise FileNotFoundError(f"{owner}: '{folder}' has no images (endings: {', '.join(sorted(EXTENSIONS))})")
-    return paths, torch.tensor(labels, dtype=torch.int64)
+    return np.concatenate(found), torch.arange(len(classes)).repeat_interleave(torch.tensor(counts))

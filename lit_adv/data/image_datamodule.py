@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from lit_adv.data.batches import (
     ShuffledBatches,
     batches_trained,
 )
-from lit_adv.data.datasets import ImageDataset, TensorImages, to_square
+from lit_adv.data.datasets import ImageDataset, TensorImages, as_floats, to_square
 from lit_adv.data.sampling import rank_and_world, stratified_order
 
 DOWNLOAD = "use `--data.download true`, as the source of an adversarial data module `--data.source.download true`"
@@ -27,9 +28,11 @@ DOWNLOAD = "use `--data.download true`, as the source of an adversarial data mod
 class ImageDataModule(pl.LightningDataModule):
     """Batches `(images (B, C, H, W) float32 in [0, 1], labels (B,) int64)` of a labelled image set.
 
-    Normalisation is the network's first layer, not done here. Without `augment` every read of an image gives the same
-    pixels. The order of training images depends only on the seed and the epoch, so that a resumed run and one with
-    more ranks see the same batches; evaluation shows every image once under any number of ranks.
+    Normalisation is the network's first layer, not done here. With a trainer the loaders give uint8 levels, a quarter
+    of the bytes, of which `transfer_batch_to_device` makes these floats; without one they give the floats. Without
+    `augment` every read of an image gives the same pixels. The order of training images depends only on the seed and
+    the epoch, so that a resumed run and one with more ranks see the same batches; evaluation shows every image once
+    under any number of ranks.
 
     Args:
         root: Folder that holds the set, or gets it.
@@ -183,6 +186,21 @@ class ImageDataModule(pl.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
         )
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Moves a batch and makes floats of its 8-bit images, on the device, in the trainer's precision."""
+        trainer = self.trainer
+        if trainer is None:
+            batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        else:
+            # the task's own, where it has one
+            batch = trainer.lightning_module.transfer_batch_to_device(batch, device, dataloader_idx)
+        if not isinstance(batch, list | tuple) or not isinstance(batch[0], Tensor) or batch[0].dtype != torch.uint8:
+            return batch
+        images = as_floats(batch[0])
+        # which Lightning has asked of the batch while it had no floats
+        images = images if trainer is None else trainer.precision_plugin.convert_input(images)
+        return type(batch)((images, *batch[1:]))
+
     @property
     def _name(self) -> str:
         return type(self).__name__
@@ -230,7 +248,8 @@ class ImageDataModule(pl.LightningDataModule):
         self, dataset: ImageDataset, batches: EpochBatches, progress: Callable[[], int] | None = None
     ) -> ResumableLoader:
         return ResumableLoader(
-            _Batches(dataset),
+            # a loop of somebody's own has nobody to make floats of levels
+            _Batches(dataset, levels=self.trainer is not None),
             sampler=batches,
             num_workers=self.num_workers,
             progress=progress,
@@ -241,23 +260,24 @@ class ImageDataModule(pl.LightningDataModule):
 class _TrainingBatches(ShuffledBatches):
     """Batches that tell the dataset the epoch, which decides how an image is augmented."""
 
-    def plan(self) -> list[Keys]:
-        return [[(self.epoch, index) for index in batch] for batch in super().plan()]
+    def keys(self, indices: np.ndarray, batch: int) -> Keys:
+        return [(self.epoch, index) for index in indices.tolist()]
 
 
 class _Batches(Dataset[tuple[Tensor, Tensor]]):
     """The items of a dataset by the list: a batch is one conversion, not one for each image."""
 
-    def __init__(self, dataset: ImageDataset) -> None:
+    def __init__(self, dataset: ImageDataset, levels: bool) -> None:
         self.dataset = dataset
+        self.levels = levels
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, keys: Keys) -> tuple[Tensor, Tensor]:
         if isinstance(keys[0], tuple):
-            return self.dataset.batch([index for _, index in keys], epoch=keys[0][0])
-        return self.dataset.batch(keys)
+            return self.dataset.batch([index for _, index in keys], keys[0][0], self.levels)
+        return self.dataset.batch(keys, levels=self.levels)
 
 
 def require_files(owner: str, folder: Path, names: Sequence[str], remedy: str) -> None:

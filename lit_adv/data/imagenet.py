@@ -1,18 +1,23 @@
 """ImageNet."""
 
+import math
+import os
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Self
 
 import torch
 from torch import Tensor
 from torchvision import datasets
 from torchvision.datasets.imagenet import ARCHIVE_META
 from torchvision.models import ResNet18_Weights
+from torchvision.transforms.v2 import functional as TF
 
-from lit_adv.data.datasets import ImageDataset, ImageFiles, read_image, to_square
+from lit_adv.data.datasets import ImageDataset, ImageFiles, Paths, read_image
 from lit_adv.data.folder import class_folders, list_images
 from lit_adv.data.image_datamodule import ImageDataModule
+
+TRIES = 10
+_LEAST, _WIDEST = 0.08, 4 / 3
 
 
 class ImageNet(ImageDataModule):
@@ -21,7 +26,9 @@ class ImageNet(ImageDataModule):
     Images are in `root/train/<wnid>/` and `root/val/<wnid>/`; where those are missing, torchvision unpacks the
     official archives in `root`. The official test images have no labels, so the official validation images are the
     test set here, and validation images are taken from the training set. Images are read when they are needed; the
-    shorter side is resized to 8/7 of `image_size` (256 at 224) and the centre cut out.
+    shorter side is resized to 8/7 of `image_size` (256 at 224) and the centre cut out. Augmentation takes a part of the
+    picture instead, 8 % to all of its area and 3:4 to 4:3 in shape (Szegedy et al. 2015, arXiv:1409.4842, section 6),
+    and flips it. All of it in 8 bits, as the networks of torchvision were trained.
     """
 
     native_size = 224
@@ -59,9 +66,9 @@ class ImageNet(ImageDataModule):
         if split == "val":
             return None
         paths, labels = self._list(split)
-        return _CentreCrops(paths, labels, self.image_size)
+        return _Crops(paths, labels, self.image_size)
 
-    def _list(self, split: str) -> tuple[list[str], Tensor]:
+    def _list(self, split: str) -> tuple[Paths, Tensor]:
         for name in ("train", "val"):
             if not (self.root / name).is_dir():
                 raise FileNotFoundError(f"{self._name}: '{name}' is not in '{self.root}' ({_REMEDY})")
@@ -69,15 +76,49 @@ class ImageNet(ImageDataModule):
         return list_images(self._name, self.root / ("val" if split == "test" else split), wnids)
 
 
-class _CentreCrops(ImageFiles):
+class _Crops(ImageFiles):
+    # two for each try, two for the place, one for the flip
+    _draws = 2 * TRIES + 3
+
     def _read(self, indices: Sequence[int]) -> Tensor:
         size = self.image_size or ImageNet.native_size
-        images = [read_image(str(self.paths[i])) for i in indices]
-        # 1/7 of margin: 256 before the cut at 224
-        return torch.stack([to_square(image[None], size, round(size / 7))[0] for image in images])
+        return torch.stack([_centre(read_image(os.fsdecode(self.paths[i])), size) for i in indices])
 
-    def _subset(self, indices: Tensor) -> Self:
-        return type(self)(self.paths[indices.numpy()].tolist(), self.labels[indices], self.image_size)
+    def _augment(self, indices: Sequence[int], draws: Tensor) -> Tensor:
+        size = self.image_size or ImageNet.native_size
+        images = []
+        for i, numbers in zip(indices, draws.tolist(), strict=True):
+            picture = read_image(os.fsdecode(self.paths[i]))
+            box = part_of(picture.shape[1], picture.shape[2], numbers)
+            part = TF.resized_crop(picture, *box, [size, size], antialias=True)
+            images.append(part.flip(2) if self._flip and numbers[-1] < 0.5 else part)
+        return torch.stack(images)
+
+
+def part_of(height: int, width: int, numbers: Sequence[float]) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a random part of a picture, 8 % to all of its area, 3:4 to 4:3 in shape.
+
+    Args:
+        height: Of the picture in pixels.
+        width: The same.
+        numbers: Uniform in [0, 1): two for each of ten shapes, of which the first that fits is taken, and two for the
+            place. Where none fits, it is the largest part in the middle with an allowed shape.
+    """
+    for area, shape in zip(numbers[: 2 * TRIES : 2], numbers[1 : 2 * TRIES : 2], strict=True):
+        pixels, ratio = height * width * (_LEAST + area * (1 - _LEAST)), _WIDEST ** (2 * shape - 1)
+        rows, columns = round(math.sqrt(pixels / ratio)), round(math.sqrt(pixels * ratio))
+        if 0 < rows <= height and 0 < columns <= width:
+            down, right = numbers[2 * TRIES : 2 * TRIES + 2]
+            return int(down * (height - rows + 1)), int(right * (width - columns + 1)), rows, columns
+    rows, columns = min(height, round(width * _WIDEST)), min(width, round(height * _WIDEST))
+    return (height - rows) // 2, (width - columns) // 2, rows, columns
+
+
+def _centre(image: Tensor, size: int) -> Tensor:
+    if image.shape[1:] == (size, size):
+        return image
+    # 1/7 of margin: 256 before the cut at 224
+    return TF.center_crop(TF.resize(image, [size + round(size / 7)], antialias=True), [size])
 
 
 _REMEDY = (

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pytorch_lightning as pl
 import torch
 from PIL import Image
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lit_adv.data.batches import EpochBatches, Keys, PredictionLoader, ResumableLoader
+from lit_adv.data.datasets import path_array
 from lit_adv.data.folder import EXTENSIONS
 from lit_adv.data.sampling import rank_and_world
 
@@ -173,8 +173,7 @@ def read_picture(path: str | Path, channels: int = 3) -> Tensor:
 
 class _Pictures(Dataset[PictureBatch]):
     def __init__(self, files: list[PictureFile], channels: int) -> None:
-        # an array of fixed-width strings: a list would be copied page by page into every worker
-        self.paths: npt.NDArray[Any] = np.array([file.path for file in files])
+        self.paths = path_array([file.path for file in files])
         self.channels = channels
 
     def __len__(self) -> int:
@@ -184,7 +183,7 @@ class _Pictures(Dataset[PictureBatch]):
         images: list[Tensor] = []
         rows, failed = [], []
         for row in keys:
-            path = str(self.paths[row])
+            path = os.fsdecode(bytes(self.paths[row]))
             try:
                 image = read_picture(path, self.channels)
                 if images and image.shape != images[0].shape:
@@ -212,10 +211,10 @@ class _SizeBatches(EpochBatches):
     def __len__(self) -> int:
         return max(1, *(sum(1 for _ in self._share(rank)) for rank in range(self.num_replicas)))
 
-    def plan(self) -> list[Keys]:
-        """All batches of this rank."""
+    def plan(self, start: int) -> Iterator[Keys]:
+        """This rank's batches, from one on."""
         mine: list[Keys] = list(self._share(self.rank))
-        return mine + [[] for _ in range(len(self) - len(mine))]
+        yield from (mine + [[] for _ in range(len(self) - len(mine))])[start:]
 
     def _share(self, rank: int) -> Iterator[Keys]:
         for (height, width), rows in self.groups.items():

@@ -37,6 +37,10 @@ class SetPlan:
         """How many shards they fill."""
         return -(-self.images // self.images_per_shard)
 
+    def size(self, shard: int) -> int:
+        """How many images a shard has."""
+        return min(self.images_per_shard, self.images - shard * self.images_per_shard)
+
     def keys(self, shard: int) -> Keys:
         """(index, variant) of each image of a shard."""
         start = shard * self.images_per_shard
@@ -64,9 +68,7 @@ class SetBatches(EpochBatches):
         self.set, self.shards, self.batch_size = plan, list(shards), batch_size
 
     def __len__(self) -> int:
-        last = self.set.images - (self.set.shards - 1) * self.set.images_per_shard
-        sizes = [last if shard == self.set.shards - 1 else self.set.images_per_shard for shard in self.shards]
-        return sum(-(-size // self.batch_size) for size in sizes)
+        return sum(-(-self.set.size(shard) // self.batch_size) for shard in self.shards)
 
     def __iter__(self) -> Iterator[Keys]:
         for shard in self.shards:

@@ -1,6 +1,7 @@
 """Adversarial images in files: what is written, by whom, and what a kill leaves."""
 
 import csv
+import gc
 import hashlib
 import json
 import os
@@ -220,6 +221,8 @@ def test_webdataset_shards(tmp_path):
     assert verify_set(written).whole
 
 
+# the library closes its files when they are collected
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_the_webdataset_library_reads_the_shards(tmp_path):
     webdataset = pytest.importorskip("webdataset", reason="webdataset is not installed")
     written = write(tmp_path, form="webdataset")
@@ -227,6 +230,7 @@ def test_the_webdataset_library_reads_the_shards(tmp_path):
     found = list(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8").to_tuple("png", "cls", "json"))
     assert len(found) == 77
     assert all(image.shape == (8, 8, 3) and label == about["label"] for image, label, about in found)
+    gc.collect()
 
 
 def test_parquet_has_the_tables_rows(tmp_path):

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset, Wei
 
 from lit_adv.attacks import FGSM, PGD, Attack, BoundedPatch, CarliniWagnerLinf, Center, DeepFool
 from lit_adv.data import AdversarialDataModule
+from lit_adv.data import adversarial as module_of_data
 from lit_adv.models import fingerprint
 
 K, SIDE = 3, 8
@@ -182,6 +183,18 @@ def test_paired_batches_show_each_image_in_every_class(variants):
             assert len(batch.clean[batch.index == index].unique(dim=0)) == 1
         shown += batch.index.unique().tolist()
     assert sorted(shown) == list(range(20))
+
+
+def test_which_versions_exist_does_not_depend_on_the_pieces_they_are_drawn_in(monkeypatch):
+    found = []
+    for piece in (1 << 16, 7):
+        monkeypatch.setattr(module_of_data, "_PIECE", piece)
+        data = module(source=Source(train=60), variants=4)
+        data.setup("fit")
+        found.append(data._table(1))
+    choices, draws = data._variants_of(1), np.random.default_rng([data.seed, 1, 1]).random((60, 4))
+    assert np.array_equal(found[0], choices[draws.argsort(axis=1)[:, :2]])
+    assert np.array_equal(found[0], found[1])
 
 
 def test_variants_fix_for_each_image_which_versions_exist():
@@ -635,3 +648,28 @@ def test_families_and_budgets_come_from_the_attacks():
 def test_bad_names_are_refused(changes, message):
     with pytest.raises(ValueError, match=f"AdversarialDataModule: .*{message}"):
         module(**changes)
+
+
+@pytest.mark.parametrize("quantise", ["round", "floor", "none"])
+def test_sources_of_levels_and_of_floats_give_the_same(quantise):
+    class Levels(Source):
+        def __init__(self):
+            super().__init__()
+            self.sets = [
+                TensorDataset((part.tensors[0] * 255).round().to(torch.uint8), part.tensors[1]) for part in self.sets
+            ]
+
+    floats, levels = (everything(module(source=one, quantise=quantise)) for one in (Source(), Levels()))
+    assert floats.keys() == levels.keys()
+    for key, values in floats.items():
+        assert all(torch.equal(mine, yours) for mine, yours in zip(values[:2], levels[key][:2], strict=True))
+        assert values[2] == levels[key][2]
+
+
+def test_levels_stay_what_they_are_in_every_rounding():
+    """A set of our own is read as levels: no float in between may change one."""
+    levels = torch.arange(256, dtype=torch.uint8)
+    for quantise in ("round", "floor"):
+        assert torch.equal(module_of_data._to_stored(quantise, levels), levels)
+        assert torch.equal(module_of_data._to_stored(quantise, levels / 255), levels)
+    assert torch.equal(module_of_data._to_stored("none", levels), levels / 255)

@@ -1,5 +1,7 @@
 """The plan of an epoch: everything once, the same for any number of ranks, resumable."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -106,3 +108,31 @@ def test_indices_are_uniform_over_positions():
     # each index is equally often at each place: 100 times, standard deviation 9.4
     counts = np.stack([np.bincount(column, minlength=8) for column in places.T])
     assert np.abs(counts - 100).max() < 5 * 9.4
+
+
+@settings(max_examples=80)
+@given(st.integers(1, 200), st.integers(1, 9), st.integers(1, 5), st.integers(0, 40))
+def test_batches_made_one_by_one_are_those_of_the_whole_plan(count, batch_size, ranks, start):
+    for rank in range(ranks):
+        order = np.random.default_rng([0, 2, 0]).permutation(count)
+        whole = [order[at : at + batch_size * ranks].tolist() for at in range(0, count, batch_size * ranks)]
+        expected = [batch[rank::ranks] for batch in whole if len(batch) >= ranks]
+        mine = shuffled(count, batch_size, ranks, rank, epoch=2)
+        assert list(mine) == expected
+        mine.start = start
+        assert list(mine) == expected[start if start < len(expected) else 0 :]
+        if count < ranks:
+            continue
+        ordered = OrderedBatches(Keys(count), count, batch_size, ranks, rank)
+        parts = np.array_split(np.arange(rank, count, ranks), len(ordered))
+        assert list(ordered) == [part.tolist() for part in parts]
+
+
+def test_a_plan_of_a_hundred_million_takes_no_memory():
+    tracemalloc.start()
+    try:
+        batches = OrderedBatches(Keys(10**8), 10**8, 256, ranks=2, rank=1)
+        assert (len(batches), next(iter(batches))[:3]) == (195_313, [1, 3, 5])
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()

@@ -32,7 +32,8 @@ def data(cache, **given):
 
 def on_disk(cache):
     """Whole blocks of all files, the one description a version included."""
-    return sum(-(-path.stat().st_size // BLOCK) * BLOCK for path in cache.rglob("*") if path.is_file())
+    files = [path for path in cache.rglob("*") if path.is_file() and path.parent.name != "plans"]
+    return sum(-(-path.stat().st_size // BLOCK) * BLOCK for path in files)
 
 
 def started(module):
@@ -92,6 +93,51 @@ def test_an_estimate_leaves_nothing_behind(tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
+def test_an_estimate_counts_what_is_left(tmp_path):
+    module = started(data(tmp_path / "cache"))
+    for number, _ in enumerate(module.batches("test")):
+        if number == 4:
+            break
+    found = {one.name: one for one in module.estimate(("test",))}
+    crafted = {name: one.cached for name, one in found.items()}
+    assert crafted["pgd/2 on b"] == 0
+    assert 0 < sum(crafted.values()) < 6 * 200
+    # each was seen to be in the cache: a further run crafts the others alone
+    rows = [cache.written(np.arange(200)) for (split, _), cache in sorted(module._caches.items()) if split == "test"]
+    assert sum(map(len, rows)) == sum(crafted.values())
+
+
+def test_rows_of_other_images_do_not_count_as_cached(tmp_path):
+    started(data(tmp_path / "cache")).prefill(("test",))
+    other = data(tmp_path / "cache")
+    other.source = Digits(image_size=8, train_limit=300, test_limit=200, seed=1)
+    other.prepare_data()
+    there = {one.cached for one in other.estimate(("test",))}
+    # another seed chooses other images, a few of them in their old places
+    assert max(there) <= 40
+
+
+def test_rows_that_a_job_does_not_want_do_not_count(tmp_path):
+    everything = started(data(tmp_path / "cache"))
+    everything.read_splits(("train",))
+    cache = everything._cache("train", 0)
+    clean, labels = module_of_data._read(everything._sets["train"], list(range(0, 300, 2)))
+    pixels = clean.numpy()
+    cache.write(range(0, 300, 2), pixels, labels.numpy(), pixels, np.zeros(150, np.uint8))
+    assert cache.written(np.arange(1, 300, 2)).tolist() == []
+    assert cache.written(np.array([1, 2, 3, 4, 298, 299])).tolist() == [2, 4, 298]
+
+
+def test_an_estimate_attacks_as_many_at_once_as_the_run(tmp_path):
+    sizes = {"eval_batch_size": 30, "batch_size": 40}
+    module = started(data(tmp_path / "cache", **sizes))
+    assert {len(one.sample) for one in module.estimate(("test",))} == {30}
+    assert {len(one.sample) for one in module.estimate(("train",))} == {13}  # 3 classes
+    few = data(tmp_path / "cache", variants=3, **sizes)
+    assert {len(one.sample) for one in few.estimate(("train",))} == {5}  # 6 versions and the clean one
+    assert {len(one.sample) for one in started(data(tmp_path / "c", prefill=True)).estimate(("test",))} == {200}
+
+
 def test_gaps_take_no_disk(tmp_path):
     module = data(tmp_path / "cache", variants=3)
     module.prepare_data()
@@ -116,7 +162,7 @@ def test_other_jobs_count(tmp_path):
     other.mkdir(parents=True)
     (other / "images.bin").write_bytes(os.urandom(80_000))
     os.sync()
-    with pytest.raises(ValueError, match=r"where other jobs keep 81.9 kB, and cache_limit is 200 kB"):
+    with pytest.raises(ValueError, match=r"where other jobs keep or plan 81.9 kB, and cache_limit is 200 kB"):
         started(data(tmp_path / "cache", cache_limit="200 kB", prefill=True))
     started(data(tmp_path / "cache", cache_limit="300 kB", prefill=True))
 

@@ -1,12 +1,19 @@
 """Chunks that fit: halved when memory runs out, with the same images."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import nn
 
 from lit_adv.attacks import PGD
 from lit_adv.data import AdversarialDataModule, Arrays
 from lit_adv.data.chunks import Chunk, is_out_of_memory
+from lit_adv.tasks import Crafting
 
 
 class Small(nn.Module):
@@ -28,10 +35,9 @@ class Small(nn.Module):
 
 
 def data(tmp_path, victim, size, **given):
-    import numpy as np
-
     draws = np.random.default_rng(0)
-    path = tmp_path / "images.npz"
+    path = Path(tmp_path) / "images.npz"
+    path.parent.mkdir(exist_ok=True)
     np.savez(
         path,
         x_train=draws.integers(0, 256, (9, 8, 8, 3), dtype=np.uint8),
@@ -77,6 +83,62 @@ def test_what_has_been_crafted_when_memory_runs_out_is_kept_once(tmp_path):
     again.load_state_dict(module.victim("a").state_dict())
     module._victims["a"] = again.eval()
     assert torch.equal(images(module), whole)
+
+
+def test_prefill_halves_and_keeps_the_same(tmp_path):
+    crafted = images(data(tmp_path, Small(1000, None), 256))
+    victim = Small(11, PROBLEMS[0])
+    module = data(tmp_path, victim, "auto", cache_dir=str(tmp_path / "cache"))
+    module.prepare_data()
+    module.setup("test")
+    module.prefill(("test",))
+    assert [count for count in victim.seen if count > 11] == [40, 20]
+    victim.most = 0  # nothing is crafted any more
+    assert torch.equal(images(module), crafted)
+
+
+def test_prediction_halves_and_shows_the_same(tmp_path):
+    crafted = images(data(tmp_path, Small(1000, None), 256))
+    victim = Small(11, PROBLEMS[0])
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    shown = []
+
+    task = Crafting()
+    task.predict_step = lambda batch: shown.append(batch.adversarial) or 0
+    trainer.predict(task, datamodule=data(tmp_path, victim, "auto"), return_predictions=False)
+    assert [count for count in victim.seen if count > 11] == [40, 20]
+    assert torch.equal(torch.cat(shown), crafted)
+
+
+def test_ranks_that_halve_differently_craft_the_same(tmp_path):
+    crafted = images(data(tmp_path, Small(1000, None), 256))
+    # forked, which does not import all anew
+    mp.start_processes(_rank, args=(str(tmp_path), (11, 3)), nprocs=2, start_method="fork")
+    # 20 images each: halved to 10, and to 5, 2
+    assert [(tmp_path / f"most{rank}").read_text() for rank in (0, 1)] == ["10", "2"]
+    module = data(tmp_path, Small(0, AssertionError("crafted again")), 256, cache_dir=str(tmp_path / "cache"))
+    assert torch.equal(images(module), crafted)
+
+
+def _rank(rank, folder, most):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    victim = Small(most[rank], PROBLEMS[0])
+    module = data(Path(folder) / str(rank), victim, "auto", cache_dir=f"{folder}/cache")
+    module.prepare_data()
+    module.setup("test")
+    module.prefill(("test",))
+    dist.barrier()
+    assert all(torch.isfinite(batch.adversarial).all() for batch in module.batches("test"))
+    (Path(folder) / f"most{rank}").write_text(str(max(count for count in victim.seen if count <= most[rank])))
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 def test_a_size_that_was_given_is_not_changed_in_silence(tmp_path):

@@ -1,8 +1,10 @@
 """What all clean data modules share."""
 
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from lit_adv.data import image_datamodule
@@ -222,3 +224,70 @@ def test_missing_files_are_named(tmp_path):
     (tmp_path / "a").touch()
     with pytest.raises(FileNotFoundError, match=r"Set: 'b' is not in '.*' \(buy it\)"):
         require_files("Set", tmp_path, ["a", "b"], "buy it")
+
+
+class Seen(pl.LightningModule):
+    """Notes what its steps are given."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.batches = []
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def training_step(self, batch, batch_idx):
+        self.batches.append(batch)
+        return self.weight.sum()
+
+    def validation_step(self, batch, batch_idx):
+        self.batches.append(batch)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("32-true", torch.float32), ("64-true", torch.float64)])
+def test_levels_go_to_the_device_and_steps_see_floats(precision, dtype, tmp_path):
+    raw = []
+
+    class Watched(Numbered):
+        def on_before_batch_transfer(self, batch, dataloader_idx):
+            raw.append(batch[0])
+            return batch
+
+    data, plain, task = Watched(batch_size=20), Numbered(batch_size=20), Seen()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        precision=precision,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(task, datamodule=data)
+    plain.setup("fit")
+    expected = [*plain.train_dataloader(), *plain.val_dataloader()]
+    assert {images.dtype for images in raw} == {torch.uint8}
+    assert len(task.batches) == len(expected)
+    for (images, labels), (wanted, truth) in zip(task.batches, expected, strict=True):
+        assert images.dtype == dtype
+        assert torch.equal(images, wanted.to(dtype))
+        assert torch.equal(labels, truth)
+
+
+def test_a_task_moves_its_batches_itself_where_it_wants_to():
+    class Moving(Seen):
+        def transfer_batch_to_device(self, batch, device, dataloader_idx):
+            return [batch[0] // 2, batch[1]]
+
+    data = Numbered()
+    batch = [torch.full((2, 1, 2, 2), 102, dtype=torch.uint8), torch.tensor([0, 1])]
+    moved = data.transfer_batch_to_device(batch, torch.device("cpu"), 0)
+    assert torch.equal(moved[0], torch.full((2, 1, 2, 2), 0.4))
+    precision = SimpleNamespace(convert_input=lambda images: images)
+    data.trainer = SimpleNamespace(lightning_module=Moving(), precision_plugin=precision)
+    assert torch.equal(data.transfer_batch_to_device(batch, torch.device("cpu"), 0)[0], torch.full((2, 1, 2, 2), 0.2))
+    # other things pass
+    assert data.transfer_batch_to_device([torch.zeros(2), "x"], torch.device("cpu"), 0)[1] == "x"

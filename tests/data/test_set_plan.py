@@ -27,3 +27,11 @@ def test_batches_are_the_same_for_any_number_of_ranks(ranks):
     one = list(SetBatches(range(7), plan, range(plan.shards), 3))
     assert sorted(batch for rank in found for batch in rank) == sorted(one)
     assert [len(batch) for batch in one] == [3, 2, 3, 2, 3, 2, 1]
+
+
+def test_sizes_are_known_without_the_keys():
+    for size in (1, 3, 5, 16, 100):
+        plan = SetPlan(VERSIONS, size)
+        assert [plan.size(shard) for shard in range(plan.shards)] == [
+            len(plan.keys(shard)) for shard in range(plan.shards)
+        ]
