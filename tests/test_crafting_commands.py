@@ -119,7 +119,10 @@ def test_the_cache_takes_what_the_estimate_says(run, tmp_path):
     assert "crafting: 0 of 80 images, about 0 s" in run("estimate", "predict", *job)[1]
     code, said = run("predict", *job, "--data.cache_limit=20 kB", "--data.seed=1")
     assert code == 2
-    assert "prefill needs 24.6 kB in cache_dir cache, where other jobs keep or plan 24.6 kB, and cache_limit is 20 kB" in said
+    assert (
+        "prefill needs 24.6 kB in cache_dir cache, where other jobs keep or plan 24.6 kB, and cache_limit is 20 kB"
+        in said
+    )
 
 
 def test_what_cannot_be_done_is_said(run):

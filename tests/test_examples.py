@@ -29,7 +29,8 @@ def test_a_classifier_that_is_always_right_is_undone_by_what_nobody_sees(tmp_pat
     assert 0.15 < linear["mean_minimal_l2"] < 4 / 255 * 16 * 1.05
     assert convolutional["mean_minimal_l2"] > 2 * linear["mean_minimal_l2"]
     assert (tmp_path / "stripes.png").stat().st_size > 1000
-    assert len(list(csv.DictReader((tmp_path / "stripes.csv").open()))) == 2
+    with (tmp_path / "stripes.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 2
 
 
 def test_the_more_an_adversary_may_choose_the_smaller_the_norm(tmp_path, capsys):
