@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -16,6 +17,7 @@ from lit_adv.attacks.generated import perturbed, reranked
 from lit_adv.attacks.objectives import ObjectiveName, objective
 from lit_adv.data.attack_files import pack
 from lit_adv.models import PerturbationNetwork, freeze_, load_classifier
+from lit_adv.tasks.demands import check_trainer
 
 Batch = tuple[Tensor, Tensor]
 
@@ -97,6 +99,11 @@ class PerturbationGenerator(pl.LightningModule):
         """The attack that holds the generator."""
         fields = ("eps", "objective", "learning_rate")
         return GeneratedPerturbation(generator=self.generator, **{name: self.hparams[name] for name in fields})
+
+    def configure_callbacks(self) -> Sequence[pl.Callback]:
+        """None; refuses a trainer that the task cannot work with, see `check_trainer`."""
+        check_trainer(self)
+        return []
 
     def configure_model(self) -> None:
         """Builds the generator.
