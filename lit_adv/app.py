@@ -30,7 +30,7 @@ import lit_adv.attacks
 import lit_adv.callbacks
 import lit_adv.data
 import lit_adv.tasks
-from lit_adv import bolts, runs, slurm, trust
+from lit_adv import bolts, ranks, runs, slurm, trust
 from lit_adv.attacks import Attack, Radius, Region
 from lit_adv.compose import ConfigError, compose, display_name, expand_arguments, is_packaged, load_text
 from lit_adv.diagnosis import explain, is_deliberate, message_of, nearest, tree_of
@@ -39,6 +39,8 @@ from lit_adv.tasks.finite import FiniteTraining
 
 # How the ranks that Lightning starts learn rank 0's folder.
 _FOLDER_VARIABLE = "LIT_ADV_RUN_DIR"
+# Ways to start processes, in names of strategies, in which what this command puts around a run would be lost.
+_IN_PYTHON_ALONE = ("spawn", "fork", "notebook")
 # Stands for the run's folder anywhere in a config.
 _FOLDER_MARK = "<run>"
 
@@ -186,6 +188,7 @@ class AdvCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Everything that can be refused before a class is made or a file of data is read."""
         options, fitting = self.options, self.subcommand == "fit"
+        self._check_strategy()
         given = self._moved_folder() or options.run_dir or options.trainer.get("default_root_dir")
         options.run_dir, options.trainer.default_root_dir = given, None
         if options.get("weights_only") is None:
@@ -312,8 +315,11 @@ class AdvCLI(LightningCLI):
             self.record.write(self.folder, subcommand)
         with _in_environment(_FOLDER_VARIABLE, str(self.folder)):
             try:
-                super()._run_subcommand(subcommand)
+                with self._rank_watch().watching():
+                    super()._run_subcommand(subcommand)
                 self._write_report()
+            except ranks.LostRank as error:
+                raise Stopped(str(error), error.code) from error
             except MisconfigurationException as error:
                 raise ConfigError(str(error)) from error
             except SystemExit as error:
@@ -343,9 +349,38 @@ class AdvCLI(LightningCLI):
         if hasattr(launcher, "kill"):
             launcher.kill(signal.SIGKILL)
 
+    def _check_strategy(self) -> None:
+        strategy = self.options.trainer.get("strategy")
+        if isinstance(strategy, str) and strategy.startswith("ddp_") and strategy.split("_")[1] in _IN_PYTHON_ALONE:
+            plain = "_".join(part for part in strategy.split("_") if part not in _IN_PYTHON_ALONE)
+            raise ConfigError(
+                f"trainer.strategy: {strategy} copies one process, and is for notebooks and Python alone"
+                f" (--trainer.strategy={plain} starts each by the command line)"
+            )
+
+    def _rank_watch(self) -> ranks.RankWatch:
+        def stopped() -> bool:
+            by = self.record.stopped_by if self.record else None
+            return isinstance(by, (KeyboardInterrupt, SIGTERMException))
+
+        return ranks.RankWatch(lambda: getattr(self.trainer.strategy.launcher, "procs", ()), self._advice, stopped)
+
+    def _advice(self) -> str:
+        """How to go on after another process has ended, from the last regular checkpoint."""
+        command = self._command()
+        if self.subcommand != "fit":
+            return f"start again: {command}" if self.subcommand == "predict" else ""
+        last = self.folder / "checkpoints" / "last.ckpt"
+        if last.is_file():
+            return f"the last checkpoint is {last}\nresume with: {command} --ckpt_path last"
+        return f"there is no checkpoint yet; crafted images are kept in the cache\nstart again: {command}"
+
+    def _command(self) -> str:
+        return f"lightning {self.subcommand}{_flag()} --config {shlex.quote(str(self.folder / 'config.yaml'))}"
+
     def _say_how_to_go_on(self, what: str, code: int, error: BaseException) -> NoReturn:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        command = f"lightning {self.subcommand}{_flag()} --config {shlex.quote(str(self.folder / 'config.yaml'))}"
+        command = self._command()
         last = self.folder / "checkpoints" / "last.ckpt"
         if self.subcommand != "fit":
             message = f"{what}"

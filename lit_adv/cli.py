@@ -244,5 +244,7 @@ def _export(arguments: list[str], debug: bool) -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(message if code >= 128 else f"error: {message}", file=sys.stderr, flush=True)
+    rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
+    of_rank = f"rank {rank}: " if rank != "0" else ""
+    print(message if code >= 128 else f"{of_rank}error: {message}", file=sys.stderr, flush=True)
     sys.exit(code)

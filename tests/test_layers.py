@@ -20,7 +20,7 @@ ROOMS = [
     {"data"},
     {"tasks"},
     {"callbacks"},
-    {"cli", "app", "crafting_commands", "runs", "diagnosis", "trust", "__main__"},
+    {"cli", "app", "crafting_commands", "ranks", "runs", "diagnosis", "trust", "__main__"},
 ]
 # import nothing of the package, so that any room and the command's first line may use them
 FREE = {"compose", "bolts", "files"}

@@ -614,6 +614,7 @@ class AdversarialDataModule(pl.LightningDataModule):
 
     def _finish(self, raw: _Raw, epoch: int) -> AdversarialBatch:
         """The batch with its missing images crafted, in float, augmented where asked."""
+        raw = raw._replace(clean=_unsealed(raw.clean), adversarial=_unsealed(raw.adversarial))
         adversarial, flags = raw.adversarial, raw.flags
         for variant, rows in raw.groups:
             crafted, found = self._craft(raw.split, variant, raw.clean[rows], raw.label[rows], raw.index[rows].cpu())
@@ -1070,8 +1071,8 @@ class _Items(Dataset[_Raw]):
             if not hit.all():
                 groups.append((one, torch.from_numpy(rows[~hit])))
         return _Raw(
-            clean,
-            adversarial,
+            _sealed(clean),
+            _sealed(adversarial),
             label,
             attack,
             setting,
@@ -1193,6 +1194,19 @@ def _to_stored(quantise: str, images: Tensor) -> Tensor:
 
 def _to_float(stored: Tensor) -> Tensor:
     return stored.to(torch.float32) / 255 if stored.dtype == torch.uint8 else stored
+
+
+def _sealed(stored: Tensor) -> Tensor:
+    """Float images as the integers of the same bits.
+
+    Lightning rounds all floats of a batch to the trainer's precision before it can be crafted from: at `bf16-true`
+    clean images would be others than the cache's, at `64-true` of another type.
+    """
+    return stored if stored.dtype == torch.uint8 else stored.view(torch.int32)
+
+
+def _unsealed(sealed: Tensor) -> Tensor:
+    return sealed if sealed.dtype == torch.uint8 else sealed.view(torch.float32)
 
 
 def _tally(flags: Tensor) -> Tensor:

@@ -1,8 +1,10 @@
 """Training on adversarial images that the network itself gives rise to."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
 
+import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from pytorch_lightning.trainer.states import TrainerFn
@@ -14,6 +16,7 @@ from lit_adv.attacks.attack import predictions
 from lit_adv.attacks.randomness import mix_int
 from lit_adv.models import Classifier
 from lit_adv.models.classifier import ClassifierName
+from lit_adv.tasks.demands import check_trainer
 from lit_adv.tasks.free_perturbation import FreePerturbation
 from lit_adv.tasks.robust_losses import mart_loss, trades_loss
 from lit_adv.tasks.victim_classifier import Batch, VictimClassifier
@@ -193,6 +196,35 @@ class AdversarialTraining(VictimClassifier):
         super().test_step(batch, batch_idx)
         self._count_robust(batch, self.test_robust)
         self.log("test/robust_acc", self.test_robust, on_step=False, on_epoch=True, batch_size=len(batch[0]))
+
+    def configure_callbacks(self) -> Sequence[pl.Callback]:
+        """Adds a refusal of trainers that the settings do not go together with.
+
+        Raises:
+            ValueError: See `check_trainer`; `gradient_clip_val` or 16-bit floats with ``replays``, SyncBatchNorm with
+                ``crafting_mode`` keep.
+        """
+        callbacks = super().configure_callbacks()
+        given, trainer = self.hparams, self.trainer
+        once = {"replays": 1, "awp": 0, "update_attack": False}
+        check_trainer(self, {field: given[field] for field, neutral in once.items() if given[field] != neutral})
+        if given["replays"] > 1 and trainer.gradient_clip_val:
+            raise ValueError(
+                f"{self._name}: trainer.gradient_clip_val must be null with replays {given['replays']}, whose steps are"
+                f" the task's own, got {trainer.gradient_clip_val} (leave one of them out)"
+            )
+        if given["replays"] > 1 and trainer.precision == "16-mixed":
+            raise ValueError(
+                f"{self._name}: trainer.precision must not be 16-mixed with replays {given['replays']}: a scaled loss"
+                " that overflows would be carried on in the perturbation (--trainer.precision=bf16-mixed)"
+            )
+        synchronised = getattr(trainer.strategy, "_layer_sync", None) is not None and trainer.world_size > 1
+        if given["crafting_mode"] == "keep" and synchronised:
+            raise ValueError(
+                f"{self._name}: crafting_mode must be eval with trainer.sync_batchnorm, got keep: processes whose"
+                " images take unequal numbers of passes would wait for each other (leave one of them out)"
+            )
+        return callbacks
 
     def on_fit_start(self) -> None:
         """Refuses to train without the attack that is to learn; a checkpoint that is read to be used needs none."""

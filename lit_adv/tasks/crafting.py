@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
+
+from lit_adv.tasks.demands import check_trainer
 
 
 class Crafting(pl.LightningModule):
@@ -16,6 +19,11 @@ class Crafting(pl.LightningModule):
 
     # `lightning` asks no checkpoint of it
     needs_weights = False
+
+    def configure_callbacks(self) -> Sequence[pl.Callback]:
+        """None; refuses a trainer that the task cannot work with, see `check_trainer`."""
+        check_trainer(self)
+        return []
 
     def predict_step(self, batch: Any, batch_idx: int) -> Any:
         """The batch itself."""

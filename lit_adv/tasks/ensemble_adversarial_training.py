@@ -85,7 +85,9 @@ class EnsembleAdversarialTraining(AdversarialTraining):
     def source(self) -> nn.Module:
         """The network that this step crafts on."""
         names = list(self.sources) if self.hparams["statics_only"] else ["", *self.sources]
-        draw = mix_int(self.hparams["seed"], self.current_epoch, self._batch)
+        # batches that make one step together have one source, as one large batch has
+        step = self._batch // (1 if self._trainer is None else self.trainer.accumulate_grad_batches)
+        draw = mix_int(self.hparams["seed"], self.current_epoch, step)
         # the sign bit aside, as a remainder of a negative number is no index
         self.__dict__["drawn"] = names[(draw & ((1 << 63) - 1)) % len(names)]
         if not self.drawn:

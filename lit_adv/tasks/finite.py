@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +114,9 @@ def _keys(trainer: pl.Trainer, epoch: int, index: int) -> list[int]:
     sampler = getattr(trainer.train_dataloader, "sampler", None)
     if not isinstance(sampler, EpochBatches) or sampler.epoch != epoch:
         return []
-    plan = sampler.plan()
+    batch = next(islice(sampler.plan(), index, None), [])
     # of (epoch, position) where the data set is told the epoch
-    keys = [key[-1] if isinstance(key, tuple) else key for key in (plan[index] if index < len(plan) else [])]
+    keys = [key[-1] if isinstance(key, tuple) else key for key in batch]
     return keys if all(isinstance(key, int) for key in keys) else []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lit_adv.attacks import Attack, Region
 from lit_adv.attacks.attack import predictions
 from lit_adv.data.attack_files import pack, save_attack, unpack
 from lit_adv.models import freeze_, load_classifier
+from lit_adv.tasks.demands import check_trainer
 
 Batch = tuple[Tensor, Tensor]
 
@@ -71,6 +73,11 @@ class FitAttack(pl.LightningModule):
         self._batches: list[Batch] = []
         # beside the submodules: no checkpoint needs to hold it
         self.__dict__["victim"] = victim
+
+    def configure_callbacks(self) -> Sequence[pl.Callback]:
+        """None; refuses a trainer that the task cannot work with, see `check_trainer`."""
+        check_trainer(self)
+        return []
 
     def setup(self, stage: str) -> None:
         """Loads the victim, and refuses a trainer that would fit in part or twice."""

@@ -90,7 +90,17 @@ class ParsevalTraining(VictimClassifier):
         ParsevalRetraction(beta, rows)
 
     def configure_callbacks(self) -> Sequence[pl.Callback]:
-        """The retraction; takes the place of one that the trainer was given."""
+        """The retraction; takes the place of one that the trainer was given.
+
+        Raises:
+            ValueError: See `check_trainer`; or the weights are to be of 16 bits.
+        """
+        precision = self.trainer.precision
+        if precision in ("16-true", "bf16-true"):
+            raise ValueError(
+                f"{self._name}: trainer.precision must keep the weights in 32 bits, got {precision}: frames are not"
+                f" orthogonal in 16 (--trainer.precision={precision.removesuffix('true')}mixed)"
+            )
         return [*super().configure_callbacks(), ParsevalRetraction(self.hparams["beta"], self.hparams["rows"])]
 
     def parameter_groups(self) -> list[dict[str, Any]]:

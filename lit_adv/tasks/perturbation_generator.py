@@ -17,6 +17,7 @@ from lit_adv.attacks.generated import perturbed, reranked
 from lit_adv.attacks.objectives import ObjectiveName, objective
 from lit_adv.data.attack_files import pack
 from lit_adv.models import PerturbationNetwork, freeze_, load_classifier
+from lit_adv.tasks.demands import check_trainer
 from lit_adv.tasks.finite import FiniteTraining
 
 Batch = tuple[Tensor, Tensor]
@@ -100,6 +101,15 @@ class PerturbationGenerator(pl.LightningModule):
         fields = ("eps", "objective", "learning_rate")
         return GeneratedPerturbation(generator=self.generator, **{name: self.hparams[name] for name in fields})
 
+    def configure_callbacks(self) -> Sequence[pl.Callback]:
+        """Stops training that has lost its numbers; refuses a trainer that the task cannot work with.
+
+        Raises:
+            ValueError: See `check_trainer`.
+        """
+        check_trainer(self)
+        return [FiniteTraining()]
+
     def configure_model(self) -> None:
         """Builds the generator.
 
@@ -158,10 +168,6 @@ class PerturbationGenerator(pl.LightningModule):
         """The adversarial images `(B, C, H, W)`."""
         images: Tensor = self._run(batch[0]).images
         return images
-
-    def configure_callbacks(self) -> Sequence[pl.Callback]:
-        """Stops training that has lost its numbers."""
-        return [FiniteTraining()]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam."""

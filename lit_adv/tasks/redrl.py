@@ -22,6 +22,7 @@ from lit_adv.tasks.attribution import (
     attribution_numbers,
     grey_levels,
 )
+from lit_adv.tasks.demands import check_synchronised, check_trainer
 from lit_adv.tasks.finite import FiniteTraining
 from lit_adv.tasks.identification import (
     NOT_CALIBRATED,
@@ -148,6 +149,14 @@ class REDRL(pl.LightningModule):
         self._reconstruction: ReconstructionAccuracy | None = None
         self._scores: dict[str, AttributionScores] = {}
         self._targets: AttributionTargets | None = None
+
+    def configure_callbacks(self) -> Sequence[pl.Callback]:
+        """Stops training that has lost its numbers; refuses a trainer that the task cannot work with, before the data
+        module crafts for hours."""
+        check_trainer(self)
+        with torch.device("meta"):  # takes neither time nor random numbers
+            check_synchronised(self, AttackRecognizer(2, 6, self.hparams["recognizer"]))
+        return [FiniteTraining()]
 
     def prepare_data(self) -> None:
         """Refuses what does not fit the data, and fetches F's weights, before the data module crafts for hours."""
@@ -376,9 +385,6 @@ class REDRL(pl.LightningModule):
         self.log_dict(named, batch_size=count, on_step=False, on_epoch=True, sync_dist=True)
         return losses["loss"]
 
-    def configure_callbacks(self) -> Sequence[pl.Callback]:
-        return [FiniteTraining()]
-
     def on_validation_epoch_start(self) -> None:
         self._begin("val")
 
@@ -425,9 +431,12 @@ class REDRL(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate_factor)}
 
     def _may_fuse(self) -> bool:
-        # a quarter of the time; but with a scaled loss Lightning cannot clip the gradients of a fused optimiser
-        scaled = self._trainer is not None and self._trainer.precision == "16-mixed"
-        return not scaled and all(p.device.type in ("cpu", "cuda") for p in self.parameters())
+        # a quarter of the time; but in mixed precision Lightning cannot clip the gradients of a fused optimiser, nor,
+        # where the loss is scaled, anybody afterwards
+        trainer = self._trainer
+        scaled = trainer is not None and trainer.precision == "16-mixed"
+        clipped = trainer is not None and trainer.precision == "bf16-mixed" and bool(trainer.gradient_clip_val)
+        return not scaled and not clipped and all(p.device.type in ("cpu", "cuda") for p in self.parameters())
 
     def rate_factor(self, epoch: int) -> float:
         """The paper's learning rate over its full one in an epoch, counted from 0 (warm-up, then tenfold falls)."""

@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lit_adv.models import Classifier
 from lit_adv.models.classifier import ClassifierName, check_name
+from lit_adv.tasks.demands import check_synchronised, check_trainer
 from lit_adv.tasks.finite import FiniteTraining
 from lit_adv.tasks.resuming import apply_settings, changed_settings
 
@@ -94,6 +95,15 @@ class VictimClassifier(pl.LightningModule):
         """What the optimiser trains: groups of `params`, each with its own `weight_decay` if it has one."""
         return [{"params": list(self.model.parameters())}]
 
+    def configure_callbacks(self) -> Sequence[pl.Callback]:
+        """Stops training that has lost its numbers; refuses a trainer that the task cannot work with.
+
+        Raises:
+            ValueError: See `check_trainer`.
+        """
+        check_trainer(self)
+        return [FiniteTraining()]
+
     def configure_model(self) -> None:
         """Builds the network; what the arguments leave open comes from the data module.
 
@@ -101,6 +111,7 @@ class VictimClassifier(pl.LightningModule):
             ValueError: An argument contradicts the data module, or neither says what the network needs.
         """
         if self._built:
+            self._check_synchronised()
             return
         # a checkpoint is being read outside a trainer: on_load_checkpoint knows all that is left open
         if self._trainer is None and any(self.hparams[field] is None for field in _DATA_FIELDS):
@@ -108,6 +119,7 @@ class VictimClassifier(pl.LightningModule):
         arguments: dict[str, Any] = {field: self._from_data(field) for field in _DATA_FIELDS}
         arguments |= {field: self.hparams[field] for field in ("name", "weights", "mean", "std")}
         self._build(Classifier(**arguments))
+        self._check_synchronised()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """`training_loss` of one batch."""
@@ -140,10 +152,6 @@ class VictimClassifier(pl.LightningModule):
         """Predicted classes `(B,)`."""
         logits: Tensor = self(batch[0])
         return logits.argmax(1)
-
-    def configure_callbacks(self) -> Sequence[pl.Callback]:
-        """Stops training that has lost its numbers."""
-        return [FiniteTraining()]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """SGD with Nesterov momentum, and a step-wise falling learning rate."""
@@ -197,6 +205,10 @@ class VictimClassifier(pl.LightningModule):
         if self._trainer is not None and self._trainer.state.fn != TrainerFn.FITTING:
             self._leave_out(checkpoint["state_dict"])
         self._changed = changed_settings(self, checkpoint, _SCHEDULE_FIELDS)
+
+    def _check_synchronised(self) -> None:
+        if self._trainer is not None:
+            check_synchronised(self, self.model)
 
     @property
     def _name(self) -> str:

@@ -2,9 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -416,54 +413,3 @@ def test_data_that_does_not_fit_is_refused_before_any_attack(trainer) -> None:
 def test_bad_arguments_are_named(arguments, message) -> None:
     with pytest.raises(ValueError, match=message):
         Neutralization(**{"attack": ATTACK, **arguments})
-
-
-@pytest.mark.slow
-def test_two_processes_equal_one(tmp_path: Path, trainer) -> None:
-    for protocol in PROTOCOLS:
-        trainer(callback(protocol), default_root_dir=tmp_path / protocol).test(Task(), Source())
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    for variable in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED"):
-        environment.pop(variable, None)
-    command = [sys.executable, __file__, str(tmp_path / "two")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    for protocol in PROTOCOLS:
-        folders = tmp_path / protocol, tmp_path / "two" / protocol
-        one, two = (json.loads((folder / "neutralization.json").read_text()) for folder in folders)
-        for first, second in zip(one["rows"], two["rows"], strict=True):
-            for name in ("ssim_samples", "ssim_representatives"):
-                mine, other = first.pop(name), second.pop(name)
-                assert mine is other is None or other == pytest.approx(mine, abs=1e-9)
-        assert one == two
-        names = [sorted(path.name for path in (folder / "neutralization").iterdir()) for folder in folders]
-        assert names[0] == names[1]
-
-
-PROTOCOLS = ("split", "paper")
-
-
-def callback(protocol):
-    options = {"search": True, "grid": [0.3, 0.7], "max_drop": 0.2, "adaptive_attack": ATTACK, "examples": 1}
-    return Neutralization(ATTACK, [(0, 1), (2, 0)], protocol=protocol, **options)
-
-
-def main(folder):
-    """A test run on two processes, called by the test above; 23 images: Lightning's sampler gives one of them twice."""
-    torch.set_num_threads(1)
-    for protocol in PROTOCOLS:
-        pl.Trainer(
-            accelerator="cpu",
-            devices=2,
-            strategy="ddp",
-            logger=False,
-            callbacks=[callback(protocol)],
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=f"{folder}/{protocol}",
-        ).test(Task(), Source(), verbose=False)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -164,39 +162,6 @@ def test_counts_and_no_images():
         "levels": [1.0, 2.0],
         "classifiers": {"a": {"clean": 2 / 3, "n": [1.0, 0.0]}},
     }
-
-
-RANKS = """
-import importlib.util, sys
-import pytorch_lightning as pl
-import torch
-from torch.utils.data import DataLoader
-from lit_adv.callbacks import AccuracyUnderNoise
-
-source = importlib.util.spec_from_file_location("source", sys.argv[1])
-source_module = importlib.util.module_from_spec(source)
-source.loader.exec_module(source_module)
-torch.set_num_threads(1)
-run = pl.Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False,
-                 enable_progress_bar=False, enable_model_summary=False, default_root_dir=sys.argv[2],
-                 callbacks=[AccuracyUnderNoise(decibels=(40, 10), steps=0)])
-run.test(source_module.Task(), DataLoader(source_module.images(), batch_size=2), verbose=False)
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_give_the_numbers_of_one(tmp_path, trainer):
-    """Seven images: Lightning's sampler gives one of them to both."""
-    (tmp_path / "ranks.py").write_text(RANKS)
-    command = [sys.executable, str(tmp_path / "ranks.py"), __file__, str(tmp_path / "two")]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    trainer(AccuracyUnderNoise(decibels=(40, 10), steps=0)).test(Task(), DataLoader(images(), batch_size=2))
-    one, two = (
-        json.loads((folder / "accuracy_under_noise.json").read_text()) for folder in (tmp_path, tmp_path / "two")
-    )
-    assert one == two
-    assert one["images"] == 7
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
@@ -125,40 +121,3 @@ def test_other_batches_are_refused(trainer):
     loader = DataLoader(images().tensors[0], batch_size=5)
     with pytest.raises(ValueError, match=r"RobustnessReport with Task: batches must be \(images, labels\), got Tensor"):
         trainer(callback()).test(Task(), loader, verbose=False)
-
-
-@pytest.mark.slow
-def test_two_processes_equal_one(tmp_path: Path, trainer) -> None:
-    # 23 images on 2 processes: Lightning's sampler gives one of them twice
-    trainer(callback()).test(Task(), DataLoader(images(), batch_size=4), verbose=False)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    for variable in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED"):
-        environment.pop(variable, None)
-    command = [sys.executable, __file__, str(tmp_path / "two")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    one, two = (json.loads((folder / "robustness_report.json").read_text()) for folder in (tmp_path, tmp_path / "two"))
-    assert one["images"] == 23
-    gaps = [each["diagnostics"].pop("D8") for each in (one, two)]
-    assert two == one
-    assert gaps[1]["value"] == pytest.approx(gaps[0]["value"], rel=1e-9)
-
-
-def main(folder):
-    """A test run on two processes, called by the test above."""
-    torch.set_num_threads(1)
-    pl.Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy="ddp",
-        logger=False,
-        callbacks=[callback()],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-    ).test(Task(), DataLoader(images(), batch_size=3), verbose=False)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

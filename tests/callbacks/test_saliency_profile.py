@@ -2,9 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -268,52 +265,3 @@ def test_data_that_do_not_fit(trainer) -> None:
 def test_bad_arguments_are_named(kind, arguments, message) -> None:
     with pytest.raises(ValueError, match=message):
         kind(**arguments)
-
-
-@pytest.mark.slow
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    for devices in (1, 2):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-        for variable in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED"):
-            environment.pop(variable, None)
-        command = [sys.executable, __file__, str(tmp_path / str(devices)), str(devices)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
-        assert done.returncode == 0, done.stderr[-3000:]
-    # 11 plain pairs on two processes: Lightning's sampler gives one of them twice
-    for folder in ("", "pairs"):
-        (_, one, first), (_, two, second) = (read(tmp_path / name / folder) for name in ("1", "2"))
-        assert first["victims"] == second["victims"]
-        for key, row in one.items():
-            for name in ("images", "mean", "first_third", "last_third", "layers"):
-                assert two[key][name] == pytest.approx(row[name], rel=1e-4, abs=1e-4), name
-            for kind in ("signed", "absolute"):
-                for order, curve in row[kind].items():
-                    assert two[key][kind][order] == pytest.approx(curve, rel=1e-3, abs=1e-3)
-    # whichever process had the images
-    names = [sorted(path.name for path in (tmp_path / name / "figures").iterdir()) for name in ("1", "2")]
-    assert names[0] == names[1]
-    assert len(names[0]) == 4
-
-
-def main(folder, devices):
-    """A test run on so many processes, called by the test above."""
-    torch.set_num_threads(1)
-    for name, data, callbacks in (
-        ("", adversarial(), [SaliencyProfile(), InputSaliency(examples=[0, 5])]),
-        ("pairs", Source(), [SaliencyProfile(ATTACKS)]),
-    ):
-        pl.Trainer(
-            accelerator="cpu",
-            devices=int(devices),
-            strategy="ddp" if int(devices) > 1 else "auto",
-            logger=False,
-            callbacks=callbacks,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=f"{folder}/{name}",
-        ).test(Task(), data, verbose=False)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -2,9 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -211,59 +208,3 @@ def test_attacks_come_from_one_place(trainer) -> None:
 def test_bad_arguments_are_named(arguments, message) -> None:
     with pytest.raises(ValueError, match=message):
         SSIMPrecision(**arguments)
-
-
-@pytest.mark.slow
-def test_two_processes_equal_one(tmp_path: Path, trainer) -> None:
-    trainer(SSIMPrecision()).test(Task(), adversarial())
-    pairs = trainer(SSIMPrecision(ATTACKS), default_root_dir=tmp_path / "pairs")
-    pairs.test(Task(), DataLoader(images(), batch_size=3))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    for variable in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED"):
-        environment.pop(variable, None)
-    command = [sys.executable, __file__, str(tmp_path / "two")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    rows = []
-    for name, count in (("", 6), ("pairs", 3)):
-        one, two = (
-            json.loads((folder / name / "ssim_precision.json").read_text())["attacks"]
-            for folder in (tmp_path, tmp_path / "two")
-        )
-        assert [row["images"] for row in two] == [7] * count
-        rows += zip(one, two, strict=True)
-    for first, second in rows:
-        curves, counts = first.pop("curves"), first.pop("counts")
-        assert second.pop("counts") == counts
-        for name, values in second.pop("curves").items():
-            assert values == pytest.approx(curves[name], abs=1e-6), name
-        assert second == pytest.approx(first, abs=1e-6)
-    # whichever process had the image
-    assert sorted(path.name for path in (tmp_path / "two" / "figures").iterdir()) == sorted(
-        path.name for path in (tmp_path / "figures").iterdir()
-    )
-
-
-def main(folder):
-    """A test run on two processes, called by the test above."""
-    torch.set_num_threads(1)
-    for name, callback, data in (
-        ("", SSIMPrecision(), adversarial()),
-        # 7 images on 2 processes: Lightning's sampler gives one of them twice
-        ("pairs", SSIMPrecision(ATTACKS), DataLoader(images(), batch_size=2)),
-    ):
-        pl.Trainer(
-            accelerator="cpu",
-            devices=2,
-            strategy="ddp",
-            logger=False,
-            callbacks=[callback],
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=f"{folder}/{name}",
-        ).test(Task(), data, verbose=False)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

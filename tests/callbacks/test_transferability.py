@@ -3,9 +3,6 @@
 import csv
 import io
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -294,45 +291,3 @@ def test_what_cannot_work_is_refused_before_anything_is_trained(trainer, change,
     run = Transferability(**{"attack": PGD(eps=0.1, steps=2), **given, "tested": None, **change})
     with pytest.raises(ValueError, match=message):
         trainer(run).test(Task(), Digits(image_size=8, test_limit=20, train_limit=30))
-
-
-@pytest.mark.slow
-def test_two_processes_equal_one(tmp_path: Path, trainer) -> None:
-    # 11 images on 2 processes: Lightning's sampler gives one of them twice
-    trainer(callback()).test(Task(), DataLoader(images(), batch_size=4))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    for variable in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED"):
-        environment.pop(variable, None)
-    command = [sys.executable, __file__, str(tmp_path / "two")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    one, two = (
-        json.loads((folder / "transferability.json").read_text())["regions"] for folder in (tmp_path, tmp_path / "two")
-    )
-    assert two["none"]["images"] == 11
-    for region, found in one.items():
-        for side in ("sources", "victims"):
-            assert found.pop(side) == two[region].pop(side)
-        alike(two[region], found)
-    names = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert {path.name for path in (tmp_path / "two" / "figures").iterdir()} == names
-
-
-def main(folder):
-    """A test run on two processes, called by the test above."""
-    torch.set_num_threads(1)
-    pl.Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy="ddp",
-        logger=False,
-        callbacks=[callback()],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-    ).test(Task(), DataLoader(images(), batch_size=3), verbose=False)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -1,11 +1,7 @@
 """Counts of masking: those of a plain loop, the same on one process and on two."""
 
-from pathlib import Path
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from lit_adv.metrics import MaskingCounts
 
@@ -86,29 +82,3 @@ def test_bad_arguments_are_named():
         metric.update(**{**given, "fooled": {"fgsm": given["fooled"]["fgsm"]}})
     with pytest.raises(ValueError, match=r"MaskingCounts: gaps must have shape \(\d,\), one for each image that is"):
         metric.update(**{**given, "gaps": given["gaps"][1:]})
-
-
-def test_two_processes_equal_one(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch) -> None:
-    # a spawned child imports this file by its name, which starts at the root
-    monkeypatch.syspath_prepend(str(request.config.rootpath))
-    mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
-    expected = made([batch(0, 23), batch(1, 9)])
-    gaps = expected.pop("gaps")
-    for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert torch.equal(found.pop("gaps"), gaps)
-        assert found == expected
-    # and where one of them has no image
-    alone = made([batch(0, 23)])
-    found = torch.load(tmp_path / "alone.pt", weights_only=True)
-    assert torch.equal(found.pop("gaps"), alone.pop("gaps"))
-    assert found == alone
-
-
-def _rank(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    torch.save(made([batch(0, 23)] if rank == 0 else [batch(1, 9)]), f"{folder}/{rank}.pt")
-    found = made([batch(0, 23)] if rank == 1 else [])
-    if rank == 0:
-        torch.save(found, f"{folder}/alone.pt")
-    dist.destroy_process_group()

@@ -1,13 +1,10 @@
 """The matrix of transferability, against numpy and across processes."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from lit_adv.metrics.transfer_matrix import TransferMatrix, summary
 
@@ -107,32 +104,3 @@ def test_bad_arguments_are_named():
         TransferMatrix(VICTIMS, SOURCES).update(results(0))
     with pytest.raises(ValueError, match=r"reference must be of 2 sources, 3 victims and 5 images, got \(2, 3, 41\)"):
         TransferMatrix(SOURCES, VICTIMS).update(results(0, slice(0, 5)), results(1))
-
-
-def test_two_processes_equal_one(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch) -> None:
-    # a spawned child imports this file by its name, which starts at the root
-    monkeypatch.syspath_prepend(str(request.config.rootpath))
-    mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
-    one = TransferMatrix(SOURCES, VICTIMS)
-    one.update(results(0), results(1))
-    expected = one.compute()
-    for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert list(found) == list(expected)
-        for name, value in expected.items():
-            if name in ("sources", "victims"):
-                assert found[name] == value
-                continue
-            # sums of float64 are rounded in another order
-            flat, other = np.array(value, dtype=float), np.array(found[name], dtype=float)
-            np.testing.assert_allclose(other, flat, rtol=0, atol=1e-12, err_msg=name)
-
-
-def _rank(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    # uneven on purpose: a mean of the two ranks' rates would differ
-    rows = slice(0, 29) if rank == 0 else slice(29, None)
-    metric = TransferMatrix(SOURCES, VICTIMS)
-    metric.update(results(0, rows), results(1, rows))
-    torch.save(metric.compute(), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()

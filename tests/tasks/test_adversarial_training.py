@@ -2,8 +2,6 @@
 
 import copy
 import math
-import subprocess
-import sys
 
 import pytest
 import pytorch_lightning as pl
@@ -571,87 +569,3 @@ def test_learns_to_resist(tmp_path):
 def test_bad_fields(arguments, message):
     with pytest.raises(ValueError, match=message):
         AdversarialTraining(**{"name": "small_cnn", **arguments})
-
-
-RANKS = """
-import sys
-import pytorch_lightning as pl
-import torch
-from pytorch_lightning.strategies import DDPStrategy
-from lit_adv.attacks import FGSM, PGD, GeneratedPerturbation
-from lit_adv.data.digits import Digits
-from lit_adv.models import PerturbationNetwork, classifier
-from lit_adv.tasks import AdversarialTraining, EnsembleAdversarialTraining
-
-ranks, folder = int(sys.argv[1]), sys.argv[2]
-attack = PGD(eps=0.1, step_size=0.05, steps=2)
-torch.manual_seed(3)
-drawing = GeneratedPerturbation(generator=PerturbationNetwork(1, width=4, blocks=1).double(), eps=0.1)
-kinds = {
-    "madry": (AdversarialTraining, {"attack": attack, "ema_decay": 0.9}),
-    "awp": (AdversarialTraining, {"attack": attack, "awp": 0.01}),
-    "free": (AdversarialTraining, {"attack": FGSM(eps=0.1), "replays": 2}),
-    "ensemble": (EnsembleAdversarialTraining, {"attack": FGSM(eps=0.1)}),
-    "generator": (AdversarialTraining, {"attack": drawing, "update_attack": True}),
-}
-reduced = []
-
-
-def counting(state, bucket):
-    reduced.append(bucket.index())
-    work = torch.distributed.all_reduce(bucket.buffer().div_(2), async_op=True)
-    return work.get_future().then(lambda future: future.value()[0])
-
-
-class Drawn(pl.Callback):
-    def on_train_start(self, trainer, module):
-        if ranks > 1:  # Lightning registers hooks on GPUs only
-            trainer.strategy.model.register_comm_hook(None, counting)
-
-    def on_train_batch_end(self, trainer, module, *_):
-        drawn.append(getattr(module, "drawn", ""))
-
-
-for kind, (task_class, settings) in kinds.items():
-    extra = {}
-    if kind == "ensemble":
-        torch.manual_seed(5)
-        extra["sources"] = {name: classifier("small_cnn", 10, 8, 1).double() for name in "ab"}
-    pl.seed_everything(0, verbose=False)  # last, as Lightning seeds anew where there are several processes
-    task = task_class("small_cnn", learning_rate=0.02, **settings, **extra)
-    options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    options |= {"enable_checkpointing": False, "default_root_dir": folder, "precision": "64-true"}
-    strategy = DDPStrategy(process_group_backend="gloo") if ranks > 1 else "auto"
-    drawn = []
-    reduced.clear()
-    run = pl.Trainer(max_epochs=1, devices=ranks, strategy=strategy, callbacks=[Drawn()], **options)
-    sizes = {"train_limit": 40, "validation": 33, "test_limit": 21, "eval_batch_size": 10}
-    data = Digits(image_size=8, batch_size=16 // ranks, **sizes)
-    run.fit(task, datamodule=data)
-    count = len(reduced)
-    values = {key: float(value) for key, value in run.callback_metrics.items() if key.startswith("val")}
-    values |= {key: float(value) for key, value in run.test(task, datamodule=data, verbose=False)[0].items()}
-    if run.is_global_zero:
-        weights = torch.cat([p.detach().flatten() for p in task.network.parameters()])
-        steps = run.global_step
-        free = task._free.whole if task._free.whole is not None else torch.zeros(0)
-        content = {"values": values, "weights": weights, "steps": steps, "reduced": count, "drawn": drawn, "free": free}
-        torch.save(content, f"{folder}/{kind}-{ranks}.pt")
-"""
-
-
-@pytest.mark.slow
-def test_two_ranks_equal_one_and_reduce_once_a_step(tmp_path):
-    """33 and 21 are odd: a sampler that pads would count one twice."""
-    (tmp_path / "ranks.py").write_text(RANKS)
-    for ranks in (1, 2):
-        command = [sys.executable, str(tmp_path / "ranks.py"), str(ranks), str(tmp_path)]
-        finished = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
-        assert finished.returncode == 0, finished.stderr[-3000:]
-    for kind in ("madry", "awp", "free", "ensemble", "generator"):
-        one, two = (torch.load(tmp_path / f"{kind}-{ranks}.pt", weights_only=True) for ranks in (1, 2))
-        torch.testing.assert_close(one["weights"], two["weights"], atol=1e-3, rtol=0, msg=lambda m, k=kind: f"{k}: {m}")
-        assert one["values"] == pytest.approx(two["values"], rel=1e-3), kind
-        assert one["steps"] == two["steps"] == two["reduced"], kind  # one bucket: crafting reduces nothing
-        assert one["drawn"] == two["drawn"], kind
-        torch.testing.assert_close(one["free"], two["free"], atol=1e-6, rtol=0)

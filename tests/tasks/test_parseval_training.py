@@ -1,8 +1,5 @@
 """Parseval training: weights stay on their constraints, after steps and only after steps; resuming; ranks."""
 
-import subprocess
-import sys
-
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -202,35 +199,3 @@ def test_resuming_continues_exactly_with_sampled_rows(tmp_path, arrays):
     again, run = fitted(tmp_path, arrays, epochs=4, rows=0.3, ckpt=tmp_path / "half.ckpt")
     assert fingerprint(again.model) == fingerprint(whole.model)
     assert next(each for each in run.callbacks if isinstance(each, ParsevalRetraction)).steps == 16
-
-
-RANKS = """
-import sys
-import pytorch_lightning as pl
-import torch
-from lit_adv.data import Arrays
-from lit_adv.tasks import ParsevalTraining
-
-folder, path, ranks = sys.argv[1], sys.argv[2], int(sys.argv[3])
-torch.set_num_threads(1)
-pl.seed_everything(0, verbose=False)
-task = ParsevalTraining("parseval_wrn10_1", learning_rate=0.05, beta=0.2, rows=0.5)
-options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-options |= {"enable_checkpointing": False, "num_sanity_val_steps": 0, "default_root_dir": folder}
-run = pl.Trainer(max_epochs=2, devices=ranks, strategy="ddp" if ranks > 1 else "auto", **options)
-run.fit(task, datamodule=Arrays(path=path, validation=4, batch_size=8 // ranks))
-weights = torch.cat([p.detach().flatten() for p in task.model.parameters()])
-torch.save(weights, f"{folder}/{ranks}-{run.global_rank}.pt")
-"""
-
-
-@pytest.mark.slow
-def test_two_ranks_equal_one_and_each_other(tmp_path, arrays):
-    (tmp_path / "ranks.py").write_text(RANKS)
-    for ranks in (1, 2):
-        command = [sys.executable, str(tmp_path / "ranks.py"), str(tmp_path), str(arrays), str(ranks)]
-        finished = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
-        assert finished.returncode == 0, finished.stderr[-3000:]
-    one, first, second = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in ("1-0", "2-0", "2-1"))
-    assert torch.equal(first, second)
-    assert torch.allclose(one, first, atol=1e-5)

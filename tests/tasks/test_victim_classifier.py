@@ -1,8 +1,5 @@
 """Training of a victim, what it logs and saves, and what it refuses."""
 
-import subprocess
-import sys
-
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -246,42 +243,3 @@ def test_nan_in_the_data_names_the_batch(tmp_path):
 def test_bad_fields(arguments, message):
     with pytest.raises(ValueError, match=message):
         VictimClassifier(**{"name": "small_cnn", **arguments})
-
-
-RANKS = """
-import sys
-import pytorch_lightning as pl
-import torch
-from lit_adv.data.digits import Digits
-from lit_adv.models import fingerprint
-from lit_adv.tasks.victim_classifier import VictimClassifier
-
-ranks = int(sys.argv[1])
-pl.seed_everything(0, verbose=False)
-task = VictimClassifier("small_cnn")
-options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-options |= {"enable_checkpointing": False, "default_root_dir": sys.argv[2]}
-run = pl.Trainer(max_epochs=2, devices=ranks, strategy="ddp" if ranks > 1 else "auto", **options)
-data = Digits(batch_size=32 // ranks, eval_batch_size=10, train_limit=96, validation=33, test_limit=101)
-run.fit(task, datamodule=data)
-values = {key: float(value) for key, value in run.callback_metrics.items() if key.startswith("val")}
-values |= {key: float(value) for key, value in run.test(task, datamodule=data, verbose=False)[0].items()}
-if run.is_global_zero:
-    weights = torch.cat([p.detach().flatten() for p in task.model.parameters()])
-    torch.save({"values": values, "weights": weights}, sys.argv[2] + f"/{ranks}.pt")
-"""
-
-
-@pytest.mark.slow
-def test_two_ranks_equal_one(tmp_path):
-    """33 and 101 images are odd: a sampler that pads would count one twice."""
-    (tmp_path / "ranks.py").write_text(RANKS)
-    results = []
-    for ranks in (1, 2):
-        command = [sys.executable, str(tmp_path / "ranks.py"), str(ranks), str(tmp_path)]
-        finished = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
-        assert finished.returncode == 0, finished.stderr[-3000:]
-        results.append(torch.load(tmp_path / f"{ranks}.pt", weights_only=True))
-    one, two = results
-    assert torch.allclose(one["weights"], two["weights"], atol=1e-4)
-    assert two["values"] == pytest.approx(one["values"], rel=1e-4)
