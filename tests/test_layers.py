@@ -20,10 +20,23 @@ ROOMS = [
     {"data"},
     {"tasks"},
     {"callbacks"},
-    {"cli", "app", "crafting_commands", "ranks", "runs", "diagnosis", "trust", "__main__"},
+    {
+        "cli",
+        "app",
+        "crafting_commands",
+        "diagnosis",
+        "html_report",
+        "ranks",
+        "runs",
+        "slurm",
+        "trust",
+        "wandb_dashboard",
+        "wandb_logger",
+        "__main__",
+    },
 ]
 # import nothing of the package, so that any room and the command's first line may use them
-FREE = {"compose", "bolts", "files"}
+FREE = {"compose", "bolts", "dashboard", "files"}
 FILES = sorted([*ROOT.glob("lit_adv/**/*.py"), *ROOT.glob("callbacks/**/*.py")])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +113,7 @@ def _keys(trainer: pl.Trainer, epoch: int, index: int) -> list[int]:
     sampler = getattr(trainer.train_dataloader, "sampler", None)
     if not isinstance(sampler, EpochBatches) or sampler.epoch != epoch:
         return []
-    batch = next(islice(sampler.plan(), index, None), [])
+    batch = next(sampler.plan(index), [])
     # of (epoch, position) where the data set is told the epoch
     keys = [key[-1] if isinstance(key, tuple) else key for key in batch]
     return keys if all(isinstance(key, int) for key in keys) else []

@@ -111,7 +111,7 @@ def test_a_spoilt_image_is_named_by_its_position(tmp_path, name):
     data = arrays(tmp_path)
     data.setup("fit")
     data.train_dataset.images = data.train_dataset.images.float() / 255
-    spoilt = ShuffledBatches(data.train_dataset, 8, seed=data.seed).plan()[2][3]
+    spoilt = next(ShuffledBatches(data.train_dataset, 8, seed=data.seed).plan(2))[3]
     data.train_dataset.images[spoilt, 0, 0, 0] = math.nan
     extra = [FiniteTraining()] if name == "anybody's" else []
     message = (
