@@ -170,14 +170,14 @@ def _unknown_names(tree: Mapping[str, Any], parser: argparse.ArgumentParser) -> 
         if dot:
             groups.setdefault(group, set()).add(name.split(".")[0])
     for key, value in tree.items():
-        key = key.removesuffix("+")
+        key = str(key).removesuffix("+")
         if key not in top:
             yield key, f"{key}: no such option; {nearest(key, top)}"
         elif key in _BASES:
             yield from _unknown_classes(value, key, _BASES[key])
         elif key in groups and isinstance(value, Mapping):
             for name, inner in value.items():
-                name = name.removesuffix("+")
+                name = str(name).removesuffix("+")
                 if name not in groups[key]:
                     yield name, f"{key}.{name}: no such option; {nearest(name, groups[key])}"
                 yield from _unknown_classes(inner, f"{key}.{name}", _BASES.get(name))
@@ -203,10 +203,14 @@ def _unknown_classes(value: Any, path: str, base: type | None) -> Iterator[tuple
             return
         # the command line leaves out init_args: the same argument may stand at both places
         arguments = [(k, v) for k, v in value.items() if k not in _CLASS_KEYS]
-        arguments += (value.get("init_args") or {}).items()
+        given = value.get("init_args") or {}
+        if not isinstance(given, Mapping):
+            yield "init_args", f"{path}.init_args: the arguments must be a mapping, name: value, got {_brief(given)}"
+            return
+        arguments += given.items()
         known = _parameters(_class(str(name)))
         for key, inner in arguments:
-            key = key.removesuffix("+")
+            key = str(key).removesuffix("+")
             if known and key not in known:
                 yield (
                     key,
@@ -227,7 +231,7 @@ def _class(name: str) -> type | None:
     module, _, attribute = name.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), attribute, None)
-    except ImportError:
+    except (ImportError, TypeError, ValueError):  # the last two of names such as `.x` and `..`
         return None
     # a function that returns the object is as good as a class; its arguments are left to the parser
     return found if isinstance(found, type) else object if callable(found) else None
@@ -314,6 +318,11 @@ def _laid_on(tree: Any, over: Any) -> Any:
             return {"class_path": tree, **over}
         return over
     return {**tree, **{key: _laid_on(tree[key], value) if key in tree else value for key, value in over.items()}}
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _long(options: Iterable[str]) -> list[str]:
