@@ -33,7 +33,7 @@ import lit_adv.tasks
 from lit_adv import bolts, runs, trust
 from lit_adv.attacks import Attack, Radius, Region
 from lit_adv.compose import ConfigError, compose, display_name, expand_arguments, is_packaged, load_text
-from lit_adv.diagnosis import explain, is_deliberate, message_of, nearest, tree_of
+from lit_adv.diagnosis import explain, is_deliberate, message_of, nearest, refused_nulls, tree_of
 
 # How the ranks that Lightning starts learn rank 0's folder.
 _FOLDER_VARIABLE = "LIT_ADV_RUN_DIR"
@@ -162,6 +162,14 @@ class AdvCLI(LightningCLI):
             raise ConfigError(explain(str(error), self._parser(subcommand), _tree(rest))) from error
         except OmegaConfBaseException as error:
             raise ConfigError(_interpolation_message(error, subcommand, _tree(rest))) from error
+        for group in ("trainer", "checkpoint"):
+            value = self.options.get(group)
+            if not isinstance(value, Namespace):
+                # the parser takes anything for a group of options
+                raise ConfigError(f"{group}: must be a mapping of options, name: value, got {value!r:.80}")
+        wrong = next(refused_nulls(self.options), None)
+        if wrong is not None:
+            raise ConfigError(wrong)
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: the command line is in charge, not what the checkpoint stored (Lightning #21455)."""

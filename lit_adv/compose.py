@@ -76,6 +76,8 @@ def expand_arguments(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
             files.append(find_config(value))
             value = dump(compose(value))
         expanded += ["--config", value]
+    for argument in expanded:
+        _check_nesting(argument)
     return _without_nulls(expanded), files
 
 
@@ -197,7 +199,10 @@ def _without_nulls(arguments: list[str]) -> list[str]:
     given = iter(arguments)
     for argument in given:
         if argument == "--config":
-            content = load_text(next(given), "--config")
+            text = next(given, None)
+            if text is None:
+                raise ConfigError("--config: a file must follow it (--config FILE)")
+            content = load_text(text, "--config")
             for callback in _callbacks(content):
                 for place in (callback, callback.get("init_args")):
                     for kind in _CALLBACK_KINDS if isinstance(place, dict) else ():
@@ -294,6 +299,25 @@ def _take_from_callback(kind: str, name: str, kept: list[Any]) -> tuple[str, lis
                     place[kind].pop(name, None)
             return str(last.get("class_path")).rpartition(".")[2], names
     return "of which there is none", names
+
+
+def _check_nesting(argument: str) -> None:
+    """Refuses an option whose value no parser could take apart; what else is wrong with it the parser says."""
+    option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    if any("\ud800" <= letter <= "\udfff" for letter in argument):
+        # how Python hands on bytes of the command line that are no text
+        raise ConfigError(f"{ascii(option) if option else 'option'}: must be text in UTF-8, got {ascii(argument)[:80]}")
+    if ("*" in value and "&" in value) or value.count("[") + value.count("{") > 100:
+        try:
+            node = yaml.compose(value, Loader=_Loader)
+            if node is not None:
+                _count(node, {})
+        except RecursionError:
+            raise ConfigError(f"{option or 'option'}: it is nested too deeply, got {value[:60]!r}...") from None
+        except yaml.constructor.ConstructorError as error:
+            raise ConfigError(f"{option or 'option'}: {error.problem}, got {value[:60]!r} (write it out)") from error
+        except yaml.YAMLError:
+            return
 
 
 def _callbacks(content: Any) -> list[dict[str, Any]]:
