@@ -204,12 +204,7 @@ def _without_nulls(arguments: list[str]) -> list[str]:
                 raise ConfigError("--config: a file must follow it (--config FILE)")
             content = load_text(text, "--config")
             for callback in _callbacks(content):
-                for place in (callback, callback.get("init_args")):
-                    for kind in _CALLBACK_KINDS if isinstance(place, dict) else ():
-                        if isinstance(place.get(kind), dict) and None in place[kind].values():
-                            # a list is not merged: there is nothing below it to be taken out
-                            place[kind] = {name: value for name, value in place[kind].items() if value is not None}
-                            changed = True
+                changed |= _drop_nulls(callback)
             for kind, place in _named(content):
                 nulls = [name for name, value in place[kind].items() if value is None]
                 for name in nulls:
@@ -226,11 +221,11 @@ def _without_nulls(arguments: list[str]) -> list[str]:
             argument = f"{argument}={next(given, '')}"
             option = _NAMED_OPTION.fullmatch(argument) or _CALLBACK_OPTION.fullmatch(argument)
         if option and option[3] == "=null" and option.re is _CALLBACK_OPTION:
-            callback, names = _take_from_callback(option[1], option[2], kept)
+            last, names = _take_from_callback(option[1], option[2], kept)
             if option[2] not in names:
                 raise ConfigError(
-                    f"trainer.callbacks.{option[1]}.{option[2]}: null takes out what the last callback, {callback}, has "
-                    f"({_nearest(option[2], names)})"
+                    f"trainer.callbacks.{option[1]}.{option[2]}: null takes out what the last callback, {last}, "
+                    f"has ({_nearest(option[2], names)})"
                 )
             changed = True
         elif option and option[3] == "=null":
@@ -303,7 +298,7 @@ def _take_from_callback(kind: str, name: str, kept: list[Any]) -> tuple[str, lis
 
 def _check_nesting(argument: str) -> None:
     """Refuses an option whose value no parser could take apart; what else is wrong with it the parser says."""
-    option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    option, _, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
     if any("\ud800" <= letter <= "\udfff" for letter in argument):
         # how Python hands on bytes of the command line that are no text
         raise ConfigError(f"{ascii(option) if option else 'option'}: must be text in UTF-8, got {ascii(argument)[:80]}")
@@ -318,6 +313,19 @@ def _check_nesting(argument: str) -> None:
             raise ConfigError(f"{option or 'option'}: {error.problem}, got {value[:60]!r} (write it out)") from error
         except yaml.YAMLError:
             return
+
+
+def _drop_nulls(callback: dict[str, Any]) -> bool:
+    """Leaves out what a callback's own mappings set to null: a list is not merged, so that nothing lies below it."""
+    dropped = False
+    for place in (callback, callback.get("init_args")):
+        for kind in _CALLBACK_KINDS if isinstance(place, dict) else ():
+            named = place.get(kind) if isinstance(place, dict) else None
+            if isinstance(named, dict) and None in named.values():
+                for name in [name for name, value in named.items() if value is None]:
+                    del named[name]
+                dropped = True
+    return dropped
 
 
 def _callbacks(content: Any) -> list[dict[str, Any]]:

@@ -145,7 +145,7 @@ def _refuses_null(cls: Any, name: str) -> str:
         if parameter is None:
             continue
         try:
-            kind = get_type_hints(base.__init__).get(name, Any)
+            kind = get_type_hints(vars(base)["__init__"]).get(name, Any)
         except Exception:  # a name that only type checkers import: nothing is known
             return ""
         allowed = type(None) in get_args(kind) or kind in (Any, None, type(None), object) or parameter.default is None

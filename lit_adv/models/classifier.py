@@ -283,7 +283,7 @@ def _described(spec: dict[str, Any], state: StateDict, path: str | Path, owner: 
     if not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise ValueError(f"{owner}: '{path}' holds more than tensors (save it again)")
     # never `weights`, which would name another file or a download
-    wrong = f"got {sorted(map(str, spec))}" if not _DESCRIPTION >= spec.keys() else ""
+    wrong = f"got {sorted(map(str, spec))}" if not spec.keys() <= _DESCRIPTION else ""
     largest = max((side for tensor in state.values() for side in tensor.shape), default=0)
     for field in ("num_classes", "image_size", "in_channels"):
         value = spec.get(field, 1)
