@@ -42,7 +42,7 @@ class Level:
         return ""
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _only_what_is_new():
     """Leaves what is there already, the imported modules above all, out of what is looked through."""
     gc.collect()
