@@ -33,7 +33,7 @@ import lit_adv.tasks
 from lit_adv import bolts, ranks, runs, slurm, trust
 from lit_adv.attacks import Attack, Radius, Region
 from lit_adv.compose import ConfigError, compose, display_name, expand_arguments, is_packaged, load_text
-from lit_adv.diagnosis import explain, is_deliberate, message_of, nearest, tree_of
+from lit_adv.diagnosis import explain, is_deliberate, message_of, nearest, refused_nulls, tree_of
 from lit_adv.html_report import write_report
 from lit_adv.tasks.finite import FiniteTraining
 
@@ -170,6 +170,14 @@ class AdvCLI(LightningCLI):
             raise ConfigError(explain(str(error), self._parser(subcommand), _tree(rest))) from error
         except OmegaConfBaseException as error:
             raise ConfigError(_interpolation_message(error, subcommand, _tree(rest))) from error
+        for group in ("trainer", "checkpoint"):
+            value = self.options.get(group)
+            if not isinstance(value, Namespace):
+                # the parser takes anything for a group of options
+                raise ConfigError(f"{group}: must be a mapping of options, name: value, got {value!r:.80}")
+        wrong = next(refused_nulls(self.options), None)
+        if wrong is not None:
+            raise ConfigError(wrong)
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: the command line is in charge, not what the checkpoint stored (Lightning #21455)."""

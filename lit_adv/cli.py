@@ -16,6 +16,7 @@ from lit_adv.compose import ConfigError
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 EXPORT, ESTIMATE, VERIFY, REPORT, DASHBOARD = "export", "estimate", "verify", "report", "dashboard"
+_LONGEST = 2000
 
 _OVERVIEW = """\
 lit_adv: craft, attribute, defend against and explain adversarial images
@@ -246,5 +247,8 @@ def _export(arguments: list[str], debug: bool) -> None:
 def _fail(message: str, code: int) -> NoReturn:
     rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
     of_rank = f"rank {rank}: " if rank != "0" else ""
+    # what a message quotes may be of any length, and hold halves of characters
+    lines = [line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..." for line in message.splitlines()]
+    message = "\n".join(lines).encode("utf-8", "backslashreplace").decode()
     print(message if code >= 128 else f"{of_rank}error: {message}", file=sys.stderr, flush=True)
     sys.exit(code)

@@ -8,8 +8,9 @@ Two things that the parser cannot do, so that a config file works alone and copi
 * a value that names a YAML file stands for that file's content (`attacks: ../attacks/redrl_32.yaml`), and replaces what
   the base had there. `${...}` in it refers to the whole config, as anywhere else.
 
-An attack, a region or a victim that a later file or option sets to null (`--data.attacks.patch=null`) is taken out of
-the mapping, for which the parser has no word.
+An attack, a region or a victim that a later file or option sets to null (`--data.attacks.patch=null`, or of the last
+callback `--trainer.callbacks.init_args.attacks.patch=null`) is taken out of the mapping, for which the parser has no
+word.
 
 Paths are relative to the file that holds them. A config that is not in the working directory is looked for among the
 configs that are installed with the package.
@@ -27,6 +28,12 @@ CONFIG_OPTIONS = ("-c", "--config")
 _KINDS = ("attacks", "regions", "victims")
 # `--data.attacks.patch`, with what may follow it
 _NAMED_OPTION = re.compile(rf"--data\.(?:init_args\.)?({'|'.join(_KINDS)})\.([^.=]+)(.*)", re.DOTALL)
+_CALLBACK_KINDS = ("attacks", "regions", "classifiers", "techniques", "runs")
+_CALLBACK_OPTION = re.compile(
+    rf"--trainer\.callbacks\.(?:init_args\.)?({'|'.join(_CALLBACK_KINDS)})\.([^.=]+)(.*)", re.DOTALL
+)
+# far more than any config has; a text of a few lines whose aliases name each other can say billions
+_MOST_VALUES = 200_000
 
 
 class ConfigError(Exception):
@@ -69,6 +76,8 @@ def expand_arguments(arguments: Sequence[str]) -> tuple[list[str], list[Path]]:
             files.append(find_config(value))
             value = dump(compose(value))
         expanded += ["--config", value]
+    for argument in expanded:
+        _check_nesting(argument)
     return _without_nulls(expanded), files
 
 
@@ -128,14 +137,24 @@ def load_text(text: str, source: str) -> Any:
     Raises:
         ConfigError: The text is not YAML, or repeats a key.
     """
+    loader = None
     try:
-        return yaml.load(text, Loader=_Loader)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is not None:
+            _count(node, {})
+        return None if node is None else loader.construct_document(node)
+    except RecursionError:
+        raise ConfigError(f"{source}: it is nested too deeply to be a config (not valid YAML)") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ConfigError(f"{source}{where}: {error.problem or error.context} (not valid YAML)") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: {error} (not valid YAML)") from error
+    finally:
+        if loader is not None:
+            loader.dispose()
 
 
 def _packaged() -> Path:
@@ -180,7 +199,12 @@ def _without_nulls(arguments: list[str]) -> list[str]:
     given = iter(arguments)
     for argument in given:
         if argument == "--config":
-            content = load_text(next(given), "--config")
+            text = next(given, None)
+            if text is None:
+                raise ConfigError("--config: a file must follow it (--config FILE)")
+            content = load_text(text, "--config")
+            for callback in _callbacks(content):
+                changed |= _drop_nulls(callback)
             for kind, place in _named(content):
                 nulls = [name for name, value in place[kind].items() if value is None]
                 for name in nulls:
@@ -192,11 +216,19 @@ def _without_nulls(arguments: list[str]) -> list[str]:
                     del place[kind]
             kept.append(content)
             continue
-        option = _NAMED_OPTION.fullmatch(argument)
+        option = _NAMED_OPTION.fullmatch(argument) or _CALLBACK_OPTION.fullmatch(argument)
         if option and "=" not in argument:
             argument = f"{argument}={next(given, '')}"
-            option = _NAMED_OPTION.fullmatch(argument)
-        if option and option[3] == "=null":
+            option = _NAMED_OPTION.fullmatch(argument) or _CALLBACK_OPTION.fullmatch(argument)
+        if option and option[3] == "=null" and option.re is _CALLBACK_OPTION:
+            last, names = _take_from_callback(option[1], option[2], kept)
+            if option[2] not in names:
+                raise ConfigError(
+                    f"trainer.callbacks.{option[1]}.{option[2]}: null takes out what the last callback, {last}, "
+                    f"has ({_nearest(option[2], names)})"
+                )
+            changed = True
+        elif option and option[3] == "=null":
             names = _take_out(option[1], option[2], kept)
             if option[2] not in names:
                 raise ConfigError(
@@ -235,6 +267,73 @@ def _take_out(kind: str, name: str, kept: list[Any]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def _take_from_callback(kind: str, name: str, kept: list[Any]) -> tuple[str, list[str]]:
+    """Takes a name out of the last callback, which is the one that options without a number speak of.
+
+    Returns:
+        The callback's class, and the names of that kind that it had.
+    """
+    names: list[str] = []
+    for one in reversed(list(kept)):
+        if isinstance(one, str):
+            option = _CALLBACK_OPTION.fullmatch(one)
+            if option and option[1] == kind:
+                names.append(option[2])
+                if option[2] == name:
+                    kept.remove(one)
+            made = re.match(r"--trainer\.callbacks(?:\.class_path)?\+?=(.*)", one, re.DOTALL)
+            if made:
+                return made[1], names
+            continue
+        found = _callbacks(one)
+        if found:
+            last = found[-1]
+            for place in (last, last.get("init_args")):
+                if isinstance(place, dict) and isinstance(place.get(kind), dict):
+                    names += place[kind]
+                    place[kind].pop(name, None)
+            return str(last.get("class_path")).rpartition(".")[2], names
+    return "of which there is none", names
+
+
+def _check_nesting(argument: str) -> None:
+    """Refuses an option whose value no parser could take apart; what else is wrong with it the parser says."""
+    option, _, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    if any("\ud800" <= letter <= "\udfff" for letter in argument):
+        # how Python hands on bytes of the command line that are no text
+        raise ConfigError(f"{ascii(option) if option else 'option'}: must be text in UTF-8, got {ascii(argument)[:80]}")
+    if ("*" in value and "&" in value) or value.count("[") + value.count("{") > 100:
+        try:
+            node = yaml.compose(value, Loader=_Loader)
+            if node is not None:
+                _count(node, {})
+        except RecursionError:
+            raise ConfigError(f"{option or 'option'}: it is nested too deeply, got {value[:60]!r}...") from None
+        except yaml.constructor.ConstructorError as error:
+            raise ConfigError(f"{option or 'option'}: {error.problem}, got {value[:60]!r} (write it out)") from error
+        except yaml.YAMLError:
+            return
+
+
+def _drop_nulls(callback: dict[str, Any]) -> bool:
+    """Leaves out what a callback's own mappings set to null: a list is not merged, so that nothing lies below it."""
+    dropped = False
+    for place in (callback, callback.get("init_args")):
+        for kind in _CALLBACK_KINDS if isinstance(place, dict) else ():
+            named = place.get(kind) if isinstance(place, dict) else None
+            if isinstance(named, dict) and None in named.values():
+                for name in [name for name, value in named.items() if value is None]:
+                    del named[name]
+                dropped = True
+    return dropped
+
+
+def _callbacks(content: Any) -> list[dict[str, Any]]:
+    trainer = content.get("trainer") if isinstance(content, dict) else None
+    found = trainer.get("callbacks", trainer.get("callbacks+")) if isinstance(trainer, dict) else None
+    return [one for one in (found if isinstance(found, list) else [found]) if isinstance(one, dict)]
+
+
 def _other_class(base: dict[str, Any], over: dict[str, Any]) -> bool:
     names = [str(part["class_path"]).rpartition(".")[2] for part in (base, over) if "class_path" in part]
     return len(names) == 2 and names[0] != names[1]
@@ -259,15 +358,53 @@ class _Whole(dict[str, Any]):
     """The content of a file that stood as a value: replaces the base's value as a whole."""
 
 
+def _count(node: yaml.Node, counts: dict[yaml.Node, int | None]) -> int:
+    """How many values a node stands for, each alias counted anew.
+
+    Raises:
+        ConstructorError: A value is inside itself, or there are too many.
+    """
+    if node in counts:
+        known = counts[node]
+        if known is None:
+            raise yaml.constructor.ConstructorError(None, None, "an alias names what it is in", node.start_mark)
+        return known
+    counts[node] = None
+    total = 1
+    if isinstance(node, yaml.CollectionNode):
+        for one in node.value:
+            total += sum(_count(each, counts) for each in (one if isinstance(one, tuple) else (one,)))
+    if total > _MOST_VALUES:
+        raise yaml.constructor.ConstructorError(
+            None, None, f"aliases stand for more than {_MOST_VALUES:,} values", node.start_mark
+        )
+    counts[node] = total
+    return total
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.2 floats (`1e-3` is a number) and no repeated keys."""
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value of a node; one that its tag does not fit, such as `!!int x`, is a mistake at that place."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError, AttributeError, OverflowError) as error:
+            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the value is not what {tag} can be", node.start_mark
+            ) from error
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """A mapping whose keys are all different."""
+        if not isinstance(node, yaml.MappingNode):
+            raise yaml.constructor.ConstructorError(None, None, "it should be a mapping", node.start_mark)
         seen = set()
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
                 continue
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be text", key_node.start_mark)
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.constructor.ConstructorError(

@@ -6,17 +6,18 @@ import dis
 import importlib
 import inspect
 import re
+import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import pytorch_lightning as pl
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from pytorch_lightning.loggers import Logger
 
-from lit_adv.attacks import Attack
+from lit_adv.attacks import Attack, Region
 
 _PACKAGE_FOLDERS = (Path(__file__).resolve().parent, Path(__file__).resolve().parent.parent / "callbacks")
 _CLASS_KEYS = {"class_path", "init_args", "dict_kwargs"}
@@ -83,7 +84,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
         return f"did you mean {' or '.join(near)}?"
     if len(by_lower) <= 25:
         return f"there are {', '.join(by_lower.values())}"
-    far = difflib.get_close_matches(name.lower(), list(by_lower), n=5, cutoff=0.1)
+    far = difflib.get_close_matches(name.lower(), list(by_lower), n=5, cutoff=0.1) or list(by_lower)[:5]
     return f"the nearest of {len(by_lower)} are {', '.join(by_lower[n] for n in far)}"
 
 
@@ -104,6 +105,56 @@ def tree_of(configs: Iterable[Mapping[str, Any]], arguments: Iterable[str]) -> d
             nested = {part: nested}
         tree = _laid_on(tree, nested)
     return tree
+
+
+def refused_nulls(config: Any, path: str = "") -> Iterator[str]:
+    """What is null in a parsed config where the class takes none: the parser lets it pass, as if it were not given.
+
+    Args:
+        config: Mappings and lists; a mapping with `class_path` has its arguments in `init_args`.
+        path: Where in the whole config it stands.
+
+    Yields:
+        One message an argument.
+    """
+    if isinstance(config, list):
+        for number, value in enumerate(config):
+            yield from refused_nulls(value, f"{path}.{number}")
+        return
+    inner = vars(config) if isinstance(config, Namespace) else config
+    if not isinstance(inner, Mapping):
+        return
+    arguments = inner.get("init_args")
+    if isinstance(inner.get("class_path"), str) and isinstance(arguments, Namespace | Mapping):
+        cls = _class(inner["class_path"])
+        for name, value in (vars(arguments) if isinstance(arguments, Namespace) else arguments).items():
+            if value is None and (problem := _refuses_null(cls, name)):
+                yield f"{path}.{name}: {problem}"
+            yield from refused_nulls(value, f"{path}.{name}")
+        return
+    for name, value in inner.items():
+        yield from refused_nulls(value, f"{path}.{name}" if path else str(name))
+
+
+def _refuses_null(cls: Any, name: str) -> str:
+    """Why an argument of a class may not be null; empty where it may, or where nothing is known of it."""
+    if not isinstance(cls, type):
+        return ""
+    for base in cls.__mro__:
+        parameter = inspect.signature(base).parameters.get(name) if "__init__" in vars(base) else None
+        if parameter is None:
+            continue
+        try:
+            kind = get_type_hints(vars(base)["__init__"]).get(name, Any)
+        except Exception:  # a name that only type checkers import: nothing is known
+            return ""
+        allowed = type(None) in get_args(kind) or kind in (Any, None, type(None), object) or parameter.default is None
+        if allowed or isinstance(kind, TypeVar):
+            return ""
+        default = parameter.default
+        remedy = "give a value" if default is inspect.Parameter.empty else f"leave it out for {default!r}"
+        return f"{cls.__name__} needs {getattr(kind, '__name__', kind)}, got null ({remedy})"
+    return ""
 
 
 def said_by_us(error: BaseException) -> bool:
@@ -170,14 +221,14 @@ def _unknown_names(tree: Mapping[str, Any], parser: argparse.ArgumentParser) -> 
         if dot:
             groups.setdefault(group, set()).add(name.split(".")[0])
     for key, value in tree.items():
-        key = key.removesuffix("+")
+        key = str(key).removesuffix("+")
         if key not in top:
             yield key, f"{key}: no such option; {nearest(key, top)}"
         elif key in _BASES:
             yield from _unknown_classes(value, key, _BASES[key])
         elif key in groups and isinstance(value, Mapping):
             for name, inner in value.items():
-                name = name.removesuffix("+")
+                name = str(name).removesuffix("+")
                 if name not in groups[key]:
                     yield name, f"{key}.{name}: no such option; {nearest(name, groups[key])}"
                 yield from _unknown_classes(inner, f"{key}.{name}", _BASES.get(name))
@@ -203,10 +254,14 @@ def _unknown_classes(value: Any, path: str, base: type | None) -> Iterator[tuple
             return
         # the command line leaves out init_args: the same argument may stand at both places
         arguments = [(k, v) for k, v in value.items() if k not in _CLASS_KEYS]
-        arguments += (value.get("init_args") or {}).items()
+        given = value.get("init_args") or {}
+        if not isinstance(given, Mapping):
+            yield "init_args", f"{path}.init_args: the arguments must be a mapping, name: value, got {_brief(given)}"
+            return
+        arguments += given.items()
         known = _parameters(_class(str(name)))
         for key, inner in arguments:
-            key = key.removesuffix("+")
+            key = str(key).removesuffix("+")
             if known and key not in known:
                 yield (
                     key,
@@ -218,7 +273,7 @@ def _unknown_classes(value: Any, path: str, base: type | None) -> Iterator[tuple
 def _unknown_class(name: str, path: str, base: type | None) -> Iterator[tuple[str, str]]:
     if _class(name) is None:
         names = [c.__name__ for c in _subclasses(base)] if base else list(_classes())
-        yield name, f"{path}: there is no class {name}; {nearest(name.rpartition('.')[2], names)}"
+        yield name, f"{path}: there is no class {_cut(name)}; {nearest(name.rpartition('.')[2], names)}"
 
 
 def _class(name: str) -> type | None:
@@ -227,15 +282,18 @@ def _class(name: str) -> type | None:
     module, _, attribute = name.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), attribute, None)
-    except ImportError:
+    except (ImportError, TypeError, ValueError):  # the last two of names such as `.x` and `..`
         return None
     # a function that returns the object is as good as a class; its arguments are left to the parser
     return found if isinstance(found, type) else object if callable(found) else None
 
 
 def _classes() -> dict[str, type]:
-    bases = (*_BASES.values(), torch.nn.Module)
-    return {found.__name__: found for base in bases for found in reversed(_subclasses(base))}
+    bases = (*_BASES.values(), Region, torch.nn.Module)
+    # such as the techniques of a callback, of which no base is listed here
+    own = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] == "lit_adv"]
+    named = {name: found for module in own for name, found in vars(module).items() if isinstance(found, type)}
+    return {**named, **{found.__name__: found for base in bases for found in reversed(_subclasses(base))}}
 
 
 def _subclasses(base: type) -> list[type]:
@@ -314,6 +372,14 @@ def _laid_on(tree: Any, over: Any) -> Any:
             return {"class_path": tree, **over}
         return over
     return {**tree, **{key: _laid_on(tree[key], value) if key in tree else value for key, value in over.items()}}
+
+
+def _brief(value: Any) -> str:
+    return _cut(repr(value))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _long(options: Iterable[str]) -> list[str]:

@@ -8,6 +8,7 @@ runs/cifar10/redrl/2026-11-20_10-15-00/
 """
 
 import csv
+import errno
 import io
 import math
 import os
@@ -538,8 +539,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         # only a zip, torch's format, can be mapped
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except OSError:
-        raise
+    except OSError as error:
+        # zipfile seeks to before the beginning of what is damaged
+        if error.errno != errno.EINVAL:
+            raise
+        raise ValueError(
+            f"ckpt_path: {path} is truncated or not a checkpoint (copy it again, or give another)"
+        ) from error
     except pickle.UnpicklingError as error:
         # torch names what it refuses to build or to run; a damaged file can look the same
         what = "holds" if "unsupported" in str(error).lower() else "may hold"

@@ -505,6 +505,9 @@ class Attack(ABC):
     ) -> tuple[Tensor, Tensor]:
         name = type(self).__name__
         _check_shapes(name, images, labels, targets)
+        _check_place(name, model, images, labels, targets)
+        if region is not None and not isinstance(region, Region):
+            raise ValueError(f"{name}: region must be a Region such as Center(size=16), got {type(region).__name__}")
         if mode not in ("eval", "keep"):
             raise ValueError(f"{name}: mode must be eval or keep, got {mode!r}")
         with contextlib.ExitStack() as stack:
@@ -515,9 +518,9 @@ class Attack(ABC):
             x = images.detach().clone().to(torch.float64 if images.dtype == torch.float64 else torch.float32)
             labels = labels.detach().to(images.device, copy=True)
             goal = labels if targets is None else targets.detach().to(images.device, copy=True)
+            seeds = row_seeds(x, seed, name)
             if not len(images):
-                return images.clone(), torch.zeros(3, 0, dtype=torch.int64, device=images.device)
-            seeds = row_seeds(x, seed)
+                return images.detach().clone(), torch.zeros(3, 0, dtype=torch.int64, device=images.device)
             mask = self._region(x, mix_seeds(seeds), region)
             if mask is not None:
                 mask = mask.expand(len(x), -1, -1, -1)
@@ -694,8 +697,11 @@ def _check_shapes(name: str, images: Tensor, labels: Tensor, targets: Tensor | N
             f"{name}: images must be a floating-point tensor (B, C, H, W) in [0, 1], got {found} "
             "(8-bit images: images.float() / 255)"
         )
+    if images.layout != torch.strided or (len(images) and not images.numel()):
+        found = f"shape {tuple(images.shape)}" if images.layout == torch.strided else f"layout {images.layout}"
+        raise ValueError(f"{name}: images must be dense and have pixels, got {found} (look at how they are loaded)")
     for field, classes in (("labels", labels), ("targets", targets)):
-        if classes is None:
+        if classes is None and field == "targets":
             continue
         if not isinstance(classes, Tensor) or classes.shape != images.shape[:1] or classes.dtype != torch.int64:
             found = (
@@ -704,6 +710,21 @@ def _check_shapes(name: str, images: Tensor, labels: Tensor, targets: Tensor | N
                 else type(classes).__name__
             )
             raise ValueError(f"{name}: {field} must be an int64 tensor of shape ({len(images)},), got {found}")
+
+
+def _check_place(name: str, model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None) -> None:
+    """Refuses tensors without values, and images that lie where nothing of the model does."""
+    for field, tensor in (("images", images), ("labels", labels), ("targets", targets)):
+        if tensor is not None and tensor.device.type == "meta":
+            raise ValueError(f"{name}: {field} must hold values, got a tensor on the device meta (load or make them)")
+    # sharded and offloaded models, which bring their weights by hooks of their own, know better
+    plain = isinstance(model, nn.Module) and not model._forward_pre_hooks and "forward" not in vars(model)
+    weights = list(model.parameters()) if plain else []
+    if weights and all(type(each) is nn.Parameter and each.device != images.device for each in weights):
+        raise ValueError(
+            f"{name}: images must be on the model's device, {weights[0].device}, got {images.device} "
+            f"(images.to('{weights[0].device}'))"
+        )
 
 
 def _bad_input(x: Tensor, classes: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ does not depend on the batch, its order, the rank or the device, and no global g
 
 from __future__ import annotations
 
+import operator
 import os
 
 import torch
@@ -57,16 +58,17 @@ class Draws:
         return _mix_(streams[:, None] + elements).view(len(self.seeds), *shape)
 
 
-def row_seeds(images: Tensor, seed: int | Tensor | None) -> Tensor:
+def row_seeds(images: Tensor, seed: int | Tensor | None, owner: str = "row_seeds") -> Tensor:
     """One int64 seed per image.
 
     Args:
         images: ``(B, C, H, W)``.
         seed: An int is mixed with a checksum of each image's pixels, so rows differ and order does not matter; a
             ``(B,)`` int64 tensor is one seed a row; None takes fresh entropy.
+        owner: Who asks; opens the error message.
 
     Raises:
-        ValueError: A tensor of another shape or dtype.
+        ValueError: A tensor of another shape or dtype, or no whole number.
     """
     if seed is None:
         fresh = int.from_bytes(os.urandom(8), "little", signed=True)
@@ -74,11 +76,19 @@ def row_seeds(images: Tensor, seed: int | Tensor | None) -> Tensor:
     if isinstance(seed, Tensor):
         if seed.shape != images.shape[:1] or seed.dtype != torch.int64:
             raise ValueError(
-                f"seed must be an int, None or a LongTensor of shape ({len(images)},), "
+                f"{owner}: seed must be an int, None or a LongTensor of shape ({len(images)},), "
                 f"got {seed.dtype} of shape {tuple(seed.shape)}"
             )
+        if seed.device.type == "meta":
+            raise ValueError(f"{owner}: seed must hold values, got a tensor on the device meta")
         return mix(seed.to(images.device))
-    return mix(checksum(images) ^ _wrap(int(seed) * _GOLDEN))
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        raise ValueError(
+            f"{owner}: seed must be an int, None or a LongTensor of shape ({len(images)},), got {seed!r}"
+        ) from None
+    return mix(checksum(images) ^ _wrap(number * _GOLDEN))
 
 
 def checksum(images: Tensor) -> Tensor:

@@ -27,6 +27,8 @@ COLUMNS = (
     *("success", "l0", "l2", "linf", "sha256"),
 )
 MANIFEST = "manifest.json"
+# of a set; a damaged number must not be counted up to
+_MOST_IMAGES = 10**9
 TABLE = "table.csv"
 PARQUET = "table.parquet"
 
@@ -191,9 +193,12 @@ def read_table(path: Path) -> list[dict[str, str]]:
     Raises:
         ValueError: It has other columns.
     """
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); write the set again") from error
     if tuple(reader.fieldnames or ()) != COLUMNS or any(None in row or None in row.values() for row in rows):
         raise ValueError(f"{path} is no table of an adversarial set (its columns must be {', '.join(COLUMNS)})")
     return rows
@@ -213,12 +218,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); write the set again") from error
     if not isinstance(content, dict) or not isinstance(content.get("set"), dict):
         raise ValueError(f"{path} is no manifest of an adversarial set")
     if content["set"].get("format") != FORMAT:
         raise ValueError(f"{path}: the format is {content['set'].get('format')}, this version reads {FORMAT}")
+    wrong = _misfit(content)
+    if wrong:
+        raise ValueError(f"{path} is damaged: {wrong} (write the set again)")
     return content
 
 
@@ -266,7 +274,7 @@ def verify_set(folder: str | Path, sample: int | None = None, seed: int = 0) -> 
                 continue
             try:
                 rows = read_table(path)
-            except (ValueError, csv.Error):
+            except ValueError:
                 check.damaged.append(name)
                 continue
             if name in hashes and sha256(path) != hashes[name]:
@@ -319,13 +327,56 @@ def stored_images(folder: Path, manifest: dict[str, Any]) -> Iterator[tuple[dict
 
 
 def read_image(path: Path, member: str | None) -> Tensor:
-    """The levels `(C, H, W)` uint8 of one stored image."""
-    if member is None:
-        return read_png(path.read_bytes())
-    with tarfile.open(path, "r:") as tar:
-        file = tar.extractfile(member)
-        assert file is not None
-        return read_png(file.read())
+    """The levels `(C, H, W)` uint8 of one stored image.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is damaged.
+    """
+    try:
+        if member is None:
+            return read_png(path.read_bytes())
+        with tarfile.open(path, "r:") as tar:
+            file = tar.extractfile(member)
+            # a folder or a link in its place
+            content = b"" if file is None else file.read()
+        return read_png(content)
+    except FileNotFoundError:
+        raise
+    # as PIL says that it is no picture, that it is truncated, and that it is too large to be true
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        KeyError,
+        EOFError,
+        tarfile.TarError,
+        Image.DecompressionBombError,
+    ) as error:
+        where = path.name if member is None else f"{path.name}/{member}"
+        raise ValueError(f"{path.parent / where} is damaged ({error}); write the set again") from error
+
+
+def _misfit(content: dict[str, Any]) -> str:
+    """What in a manifest is not what `write_manifest` writes, as far as anything here relies on it."""
+    described, counts = content["set"], content.get("counts")
+    tables = counts.get("tables", {}) if isinstance(counts, dict) else None
+    size, splits = described.get("images_per_shard"), described.get("splits")
+    if not isinstance(content.get("complete"), bool):
+        return "complete must be true or false"
+    if not isinstance(tables, dict) or not all(isinstance(digest, str) for digest in tables.values()):
+        return "counts must hold the tables' SHA-256"
+    if described.get("form") not in ("folder", "webdataset"):
+        return f"form must be folder or webdataset, got {described.get('form')!r:.40}"
+    if type(size) is not int or size < 1:
+        return f"images_per_shard must be a number of at least 1, got {size!r:.40}"
+    if not isinstance(splits, dict) or not splits.keys() <= {"train", "val", "test"}:
+        return "splits must be of train, val and test"
+    for split, about in splits.items():
+        images = about.get("images") if isinstance(about, dict) else None
+        if type(images) is not int or not 0 <= images <= _MOST_IMAGES or about.get("shards") != -(-images // size):
+            return f"{split} must have a number of images and as many shards as they fill"
+    return ""
 
 
 def _check_files(folder: Path, rows: list[dict[str, str]], wanted: list[bool], check: SetCheck) -> None:
@@ -368,7 +419,8 @@ def _check_tar(
                 }
                 check.damaged += [f"{name}/{key}.{suffix}" for suffix, whole in good.items() if not whole]
             check.extra += [f"{name}/{left}" for left in sorted(members)]
-    except (tarfile.TarError, OSError, EOFError) as error:
+    # a number in a header that is none, or that leads out of the file
+    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
         check.damaged.append(f"{name} ({error})")
 
 

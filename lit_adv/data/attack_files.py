@@ -146,6 +146,9 @@ def _made(value: Any, tensors: dict[str, Tensor]) -> Any:
         return [_made(item, tensors) for item in value]
     if not isinstance(value, dict):
         return value
+    for kind, wanted in (("tuple", list), ("tensor", str), ("generator", dict), ("dict", dict)):
+        if kind in value and not isinstance(value[kind], wanted):
+            raise ValueError(f"what is a {kind} is damaged, got {value[kind]!r:.60}")
     if "tuple" in value:
         return tuple(_made(item, tensors) for item in value["tuple"])
     if "tensor" in value:
@@ -163,6 +166,8 @@ def _made(value: Any, tensors: dict[str, Tensor]) -> Any:
         return {key: _made(item, tensors) for key, item in value["dict"].items()}
     # a class that has been imported, never one that the file would have imported
     known = {cls.__name__: cls for root in (Attack, Region) for cls in _subclasses(root)}
+    if not isinstance(value.get("class"), str) or not isinstance(value.get("fields"), dict):
+        raise ValueError(f"an attack or a region must have a class and fields, got {', '.join(map(str, value))}")
     if value["class"] not in known:
         raise ValueError(f"there is no attack or region {value['class']!r} (import the module that defines it)")
     return known[value["class"]](**{name: _made(item, tensors) for name, item in value["fields"].items()})

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_adv.attacks.attack import _call, _untouched
+from lit_adv.metrics.checks import check_tensors
 
 
 def grad_cam(model: nn.Module, images: Tensor, classes: Tensor | None = None, *, layer: str | None = None) -> Tensor:
@@ -210,8 +211,12 @@ def _check(owner: str, images: Tensor, classes: Tensor | None) -> None:
     if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
         got = f"{images.dtype} of shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"{owner}: images must be a floating-point tensor (B, C, H, W) in [0, 1], got {got}")
+    check_tensors(owner, {"images": images})
+    if len(images) and not images.numel():
+        raise ValueError(f"{owner}: images must have pixels, got shape {tuple(images.shape)}")
     if classes is None:
         return
     if not isinstance(classes, Tensor) or classes.shape != images.shape[:1] or classes.dtype != torch.int64:
         kind = f"{classes.dtype} of shape {tuple(classes.shape)}" if isinstance(classes, Tensor) else type(classes)
         raise ValueError(f"{owner}: classes must be an int64 tensor of shape ({len(images)},), got {kind}")
+    check_tensors(owner, {"classes": classes})

@@ -21,6 +21,7 @@ from lit_adv.explain.parameter_saliency import (
     untouched_network,
 )
 from lit_adv.metrics import SaliencyStatistics
+from lit_adv.metrics.checks import check_tensors
 from lit_adv.metrics.saliency import check_floor
 
 Channel = Literal["abs_then_max", "max_then_abs"]
@@ -114,6 +115,11 @@ def heat_map(maps: Tensor) -> Tensor:
         ``(B, H, W)`` in [0, 1]: each map clipped to its 90th and 99th percentile, scaled by itself, and smoothed by a
         Gaussian of 3 x 3 pixels; 0 where the percentiles are equal.
     """
+    check_tensors("heat_map", {"maps": maps})
+    if maps.ndim != 3 or not maps.is_floating_point():
+        raise ValueError(
+            f"heat_map: maps must be floating-point (B, H, W), got {maps.dtype} of shape {tuple(maps.shape)}"
+        )
     if not maps.numel():
         return maps
     wide = torch.promote_types(maps.dtype, torch.float32)

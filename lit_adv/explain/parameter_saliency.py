@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from lit_adv.attacks.attack import _call, _dtype, _untouched
 from lit_adv.metrics import SaliencyStatistics
+from lit_adv.metrics.checks import check_tensors
 from lit_adv.models import fingerprint
 
 Method = Literal["auto", "hooks", "vmap"]
@@ -239,6 +240,10 @@ def check_saliency(owner: str, images: Tensor, labels: Tensor, chunk_size: int |
     if not isinstance(labels, Tensor) or labels.shape != images.shape[:1] or labels.dtype != torch.int64:
         got = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
         raise ValueError(f"{owner}: labels must be an int64 tensor of shape ({len(images)},), got {got}")
+    check_tensors(owner, {"images": images})
+    check_tensors(owner, {"labels": labels})
+    if len(images) and not images.numel():
+        raise ValueError(f"{owner}: images must have pixels, got shape {tuple(images.shape)}")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"{owner}: chunk_size must be at least 1, got {chunk_size} (None chooses)")
 

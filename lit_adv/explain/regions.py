@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lit_adv.attacks.attack import _call, _untouched
 from lit_adv.attacks.objectives import ObjectiveName, objective
 from lit_adv.explain.cam import grad_cam, grad_cam_plus_plus
+from lit_adv.metrics.checks import check_tensors
 
 Cam = Literal["grad_cam", "grad_cam_plus_plus"]
 _CAMS = {"grad_cam": grad_cam, "grad_cam_plus_plus": grad_cam_plus_plus}
@@ -82,6 +83,7 @@ def perturbation_map(images: Tensor, adversarial: Tensor, *, relative: bool = Tr
     if not isinstance(adversarial, Tensor) or adversarial.shape != images.shape:
         got = tuple(adversarial.shape) if isinstance(adversarial, Tensor) else type(adversarial).__name__
         raise ValueError(f"perturbation_map: adversarial must be of the shape {tuple(images.shape)}, got {got}")
+    check_tensors("perturbation_map", {"images": images, "adversarial": adversarial})
     dtype = torch.promote_types(images.dtype, torch.float32)
     return _over_largest((adversarial.to(dtype) - images.to(dtype)).norm(dim=1), relative)
 
@@ -119,6 +121,7 @@ def gradient_map(
     for field, classes in (("labels", labels), ("targets", goal)):
         if not isinstance(classes, Tensor) or classes.shape != images.shape[:1] or classes.dtype != torch.int64:
             raise ValueError(f"{owner}: {field} must be an int64 tensor of shape ({len(images)},), got {classes!r}")
+        check_tensors(owner, {field: classes})
     loss = objective(objective_name, owner)
     dtype = torch.promote_types(images.dtype, torch.float32)
     if not len(images):
@@ -247,6 +250,7 @@ def blob_of_representatives(importance: Tensor, attack: Tensor, theta: float = 0
         if not isinstance(share, Tensor) or share.ndim != 2 or not share.is_floating_point():
             got = f"{share.dtype} of shape {tuple(share.shape)}" if isinstance(share, Tensor) else type(share).__name__
             raise ValueError(f"{owner}: {field} must be shares (H, W), as `representative` gives them, got {got}")
+    check_tensors(owner, {"importance": importance, "attack": attack})
     if importance.shape != attack.shape:
         raise ValueError(
             f"{owner}: attack must have the shape of importance, got {tuple(attack.shape)} and "
@@ -273,6 +277,7 @@ def attack_only_counts(
     Returns:
         ``(D1, D2, H, W)`` int64.
     """
+    _check_maps("attack_only_counts", {"importance": importance, "attack": attack})
     outside = ~_above(importance, deltas1)
     inside = _above(attack, deltas2)
     total = importance.new_zeros(len(deltas1), len(deltas2), *importance.shape[1:], dtype=torch.int64)
@@ -286,6 +291,7 @@ def attack_only_counts(
 
 def mask_counts(maps: Tensor, deltas: Sequence[float]) -> Tensor:
     """In how many images each pixel lies in the region, for every threshold: ``(D, H, W)`` int64 of ``(N, H, W)``."""
+    _check_maps("mask_counts", {"maps": maps})
     return _above(maps, deltas).sum(0)
 
 
@@ -310,6 +316,21 @@ def _check_images(owner: str, field: str, images: Tensor) -> None:
     if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
         got = f"{images.dtype} of shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"{owner}: {field} must be a floating-point tensor (B, C, H, W) in [0, 1], got {got}")
+    if len(images) and not images.numel():
+        raise ValueError(f"{owner}: {field} must have pixels, got shape {tuple(images.shape)}")
+    check_tensors(owner, {field: images})
+
+
+def _check_maps(owner: str, maps: dict[str, Tensor]) -> None:
+    check_tensors(owner, maps)
+    first = next(iter(maps))
+    for field, each in maps.items():
+        if each.ndim != 3 or not each.is_floating_point() or each.shape != maps[first].shape:
+            same = "" if field == first else f" of the shape of {first}, {tuple(maps[first].shape)}"
+            raise ValueError(
+                f"{owner}: {field} must be floating-point maps (N, H, W){same}, got {each.dtype} of shape "
+                f"{tuple(each.shape)}"
+            )
 
 
 def _check_masks(owner: str, importance: Tensor, attack: Tensor) -> None:
@@ -317,6 +338,7 @@ def _check_masks(owner: str, importance: Tensor, attack: Tensor) -> None:
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
             raise ValueError(f"{owner}: {field} must be a bool tensor, got {got} (compare a map with a threshold)")
+    check_tensors(owner, {"importance": importance, "attack": attack})
     if importance.shape != attack.shape:
         raise ValueError(
             f"{owner}: attack must have the shape of importance, got {tuple(attack.shape)} and "
@@ -328,6 +350,7 @@ def _check_stack(owner: str, masks: Tensor) -> None:
     if not isinstance(masks, Tensor) or masks.dtype != torch.bool or masks.ndim != 3 or not len(masks):
         got = f"{masks.dtype} of shape {tuple(masks.shape)}" if isinstance(masks, Tensor) else type(masks).__name__
         raise ValueError(f"{owner}: masks must be bool of shape (N, H, W) with N at least 1, got {got}")
+    check_tensors(owner, {"masks": masks})
 
 
 def _check_threshold(owner: str, field: str, threshold: float) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lit_adv.metrics.checks import check_indices, check_names, ratio_dtype
+from lit_adv.metrics.checks import check_indices, check_names, check_tensors, ratio_dtype
 
 
 class VictimAccuracy(Metric):
@@ -144,6 +144,7 @@ class BudgetError(Metric):
         remedy = f"indices into the classes {', '.join(self.classes)}"
         columns = {"prediction": prediction, "attack": attack}
         check_indices("BudgetError", columns, dict.fromkeys(columns, (len(self.classes), remedy)))
+        check_tensors("BudgetError", {"estimate": estimate, "budget": budget, "attack": attack})
         if estimate.shape != attack.shape or budget.shape != attack.shape:
             raise ValueError(
                 f"BudgetError: estimate and budget must be as long as attack, got shapes {tuple(estimate.shape)} and "

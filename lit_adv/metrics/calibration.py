@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from lit_adv.metrics.checks import check_indices, ratio_dtype
+from lit_adv.metrics.checks import check_indices, check_tensors, ratio_dtype
 
 # where the labels are farther from the logits than chance, no temperature is high enough
 _HOTTEST = 100.0
@@ -205,9 +205,10 @@ def threshold_for(confidence: Tensor, coverage: float) -> float:
 
 
 def _check(owner: str, name: str, scores: Tensor, labels: Tensor) -> None:
-    if scores.ndim != 2 or not scores.is_floating_point() or len(scores) != len(labels):
+    check_tensors(owner, {name: scores, "labels": labels})
+    if labels.ndim != 1 or scores.ndim != 2 or not scores.is_floating_point() or len(scores) != len(labels):
         raise ValueError(
             f"{owner}: {name} must be floating-point (B, A) with one label a row, got {scores.dtype} of shape "
-            f"{tuple(scores.shape)} and {len(labels)} labels"
+            f"{tuple(scores.shape)} and labels of shape {tuple(labels.shape)}"
         )
     check_indices(owner, {"labels": labels}, {"labels": (scores.shape[1], f"indices into the columns of {name}")})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,31 @@ def check_names(owner: str, field: str, names: Sequence[str]) -> tuple[str, ...]
     if isinstance(names, str) or not names or len(set(names)) != len(names):
         raise ValueError(f"{owner}: {field} must be one or more different names, got {names!r} (pass a list of names)")
     return tuple(names)
+
+
+def check_tensors(owner: str, tensors: Mapping[str, Any]) -> None:
+    """Refuses what holds no numbers that can be computed with together.
+
+    Args:
+        owner: Name of the caller, for the message.
+        tensors: By the name of the argument.
+
+    Raises:
+        TypeError: One is no tensor.
+        ValueError: One is sparse, lies on the device meta, or on another device than the first.
+    """
+    first = None
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{owner}: {name} must be a tensor, got {type(tensor).__name__}")
+        if tensor.layout != torch.strided or tensor.device.type == "meta":
+            found = "on the device meta" if tensor.layout == torch.strided else f"of layout {tensor.layout}"
+            raise ValueError(f"{owner}: {name} must be a dense tensor that holds values, got one {found}")
+        first = first or (name, tensor.device)
+        if tensor.device != first[1]:
+            raise ValueError(
+                f"{owner}: {name} must be on the device of {first[0]}, {first[1]}, got {tensor.device} (move one)"
+            )
 
 
 def check_indices(owner: str, columns: Mapping[str, Tensor], ranges: Mapping[str, tuple[int, str]]) -> None:
@@ -50,6 +76,7 @@ def check_indices(owner: str, columns: Mapping[str, Tensor], ranges: Mapping[str
                 f"{owner}: {name} must be as long as {first}, got {len(column)} and {len(columns[first])} "
                 "(one row per image in both)"
             )
+    check_tensors(owner, columns)
     if not ranges or not len(columns[first]):
         return
     extremes = torch.stack([extreme.long() for name in ranges for extreme in columns[name].aminmax()]).tolist()
@@ -71,6 +98,7 @@ def check_pairs(owner: str, images: Mapping[str, Tensor]) -> None:
                 f"{owner}: {name} must have the shape of {first}, got {tuple(batch.shape)} and "
                 f"{tuple(images[first].shape)} (the same images in both)"
             )
+    check_tensors(owner, images)
 
 
 def ratio_dtype(device: torch.device) -> torch.dtype:

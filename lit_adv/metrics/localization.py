@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lit_adv.metrics.checks import ratio_dtype
+from lit_adv.metrics.checks import check_tensors, ratio_dtype
 
 Channel = Literal["mean", "any", "each"]
 Undefined = Literal["skip", "zero"]
@@ -198,6 +198,7 @@ def _exceeded(noise: Tensor, thresholds: Sequence[float], cells: int = 1024) -> 
 
 
 def _check_maps(ssim: Tensor, cam: Tensor) -> None:
+    check_tensors("LocalizationScores", {"ssim": ssim, "cam": cam})
     if ssim.ndim != 4 or not ssim.is_floating_point() or 0 in ssim.shape[1:]:
         raise ValueError(
             f"LocalizationScores: ssim must be a floating-point map (B, C, H, W), got {ssim.dtype} of shape "

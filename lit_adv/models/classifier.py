@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -241,7 +242,12 @@ def load_classifier(path: str | Path) -> nn.Module:
         state = read_file(path, owner, how)
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get("classifier")
-        spec = json.loads(text) if text else None
+        try:
+            spec = json.loads(text) if text else None
+        except ValueError as error:
+            raise ValueError(
+                f"{owner}: the description in '{path}' is damaged: {error} (copy or save it again)"
+            ) from error
     else:
         content = read_file(path, owner, how)
         spec, state = content.get("classifier"), content.get("state_dict")
@@ -254,13 +260,7 @@ def load_classifier(path: str | Path) -> nn.Module:
             " Classifier(name, num_classes, weights=path))"
         )
     blob, value = (state.pop(_NEUTRALIZATION + key, None) for key in ("blob", "value"))
-    try:
-        model = Classifier(**spec)
-    except TypeError as error:
-        raise ValueError(f"{owner}: '{path}' describes no classifier, got {spec} (save it again)") from error
-    wrong = differences(model.state_dict(), state)
-    if wrong:
-        raise ValueError(f"{owner}: '{path}' does not hold the {spec['name']} it describes: {wrong} (save it again)")
+    model = _described(spec, state, path, owner)
     model.load_state_dict(state, strict=False)
     if blob is None and value is None:
         return model.eval()
@@ -272,6 +272,34 @@ def load_classifier(path: str | Path) -> nn.Module:
     from lit_adv.models.neutralization import NeutralizationDefense
 
     return NeutralizationDefense(model, blob, float(value)).eval()
+
+
+def _described(spec: dict[str, Any], state: StateDict, path: str | Path, owner: str) -> Classifier:
+    """The untrained classifier that a file describes, made once its tensors are seen to fit it.
+
+    Raises:
+        ValueError: They do not, or it is no description.
+    """
+    if not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise ValueError(f"{owner}: '{path}' holds more than tensors (save it again)")
+    # never `weights`, which would name another file or a download
+    wrong = f"got {sorted(map(str, spec))}" if not spec.keys() <= _DESCRIPTION else ""
+    largest = max((side for tensor in state.values() for side in tensor.shape), default=0)
+    for field in ("num_classes", "image_size", "in_channels"):
+        value = spec.get(field, 1)
+        # a few bytes must not make gigabytes
+        if not isinstance(value, int) or value > (_LARGEST_SIDE if field == "image_size" else largest):
+            wrong = wrong or f"got {field} {str(value)[:40]}, which none of its tensors has"
+    if wrong:
+        raise ValueError(f"{owner}: '{path}' describes no classifier, {wrong} (save it again)")
+    try:
+        with torch.device("meta"):
+            differing = differences(Classifier(**spec).state_dict(), state)
+        if not differing:
+            return Classifier(**spec)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{owner}: '{path}' describes no classifier: {error} (save it again)") from error
+    raise ValueError(f"{owner}: '{path}' does not hold the {spec['name']} it describes: {differing} (save it again)")
 
 
 def check_name(name: str, owner: str) -> None:
@@ -287,6 +315,8 @@ def check_name(name: str, owner: str) -> None:
         raise ValueError(f"{owner}: name must be one of {', '.join(names)}, got '{name}'{hint}")
 
 
+_DESCRIPTION = {"name", "num_classes", "image_size", "in_channels", "mean", "std"}
+_LARGEST_SIDE = 1 << 14
 _NEUTRALIZATION = "neutralization."
 _CIFAR_DEPTHS = {"resnet20": 20, "resnet32": 32, "resnet44": 44, "resnet56": 56}
 
@@ -364,7 +394,7 @@ def _per_channel(field: str, values: Sequence[float], channels: int) -> list[flo
         numbers *= channels
     if len(numbers) != channels:
         raise ValueError(f"Classifier: {field} must have one number a channel ({channels}), got {len(numbers)}")
-    if not torch.tensor(numbers).isfinite().all():
+    if not all(map(math.isfinite, numbers)):
         raise ValueError(f"Classifier: {field} must be finite, got {numbers}")
     return numbers
 

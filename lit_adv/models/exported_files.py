@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import errno
 import importlib.util
 import json
 import logging
 import math
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +106,12 @@ def _read_pt2(path: Path, owner: str) -> tuple[dict[str, Tensor], str | None]:
             state = {key: _stored(archive.read(f"{folder}/{e['path_name']}"), e) for key, e in config.items()}
             described = [name for name in names if name.endswith(f"extra/{_KEY}.json")]
             return state, archive.read(described[0]).decode() if described else None
-    except zipfile.BadZipFile as error:
+    # of a damaged directory, zipfile seeks to before the beginning, inflates what is not deflated, or wants a password
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         raise ValueError(f"{owner}: '{path}' is truncated or no .pt2 file (copy or export it again)") from error
-    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, OverflowError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"{owner}: the weights in '{path}' are not laid out as torch 2.14 lays them out: {error} (export to"
             " .safetensors)"
