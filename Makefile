@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 DEMO := runs/demo
 
-.PHONY: install demo test lint types bench docs clean
+.PHONY: install demo test long lint types bench docs clean
 
 install: $(STAMP)
 
@@ -32,6 +32,10 @@ demo: $(STAMP)
 # two at a time, one thread each: more threads than cores take many times as long
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+# what `make test` leaves out: notebooks, 200 batches of everything, clusters of two processes, ...
+long: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m long
 
 lint: $(STAMP)
 	$(BIN)/ruff check lit_adv callbacks tests benchmarks examples

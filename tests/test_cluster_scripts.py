@@ -57,7 +57,7 @@ def torchrun(folder):
         return subprocess.Popen(script, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
 def test_torchrun_stopped_by_sigterm_and_started_again_gives_the_same(tmp_path):
     whole, other = (kills.prepare(tmp_path / name, "adversarial") for name in ("whole", "other"))

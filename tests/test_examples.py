@@ -64,7 +64,7 @@ def test_there_are_notebooks_and_they_keep_no_path():
         assert '"image/png"' in text
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_from_its_first_cell_to_its_last(notebook, tmp_path, monkeypatch):
     nbformat = pytest.importorskip("nbformat")

@@ -100,7 +100,7 @@ def test_attacks(cls, network):
     assert attack_growth(cls, network, batches=7, warm=3) == ""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("cls", attacks(), ids=lambda cls: cls.__name__)
 def test_attacks_over_200_batches(cls, network, traced):
     assert attack_growth(cls, network, FULL, warm=20) == ""
@@ -246,7 +246,7 @@ def test_callbacks(name, tmp_path, monkeypatch):
     check(name, callback_growth(name, tmp_path, 12, 5), 12)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", CALLBACKS)
 def test_callbacks_over_200_batches(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -89,7 +89,7 @@ def test_requeueing_that_fails_says_so(tmp_path, monkeypatch):
     assert "job 7_3 could" in slurm.requeue(None)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_ranks_stop_and_go_on_as_one(tmp_path, queue):
     options = (*COMMAND, "--trainer.strategy=ddp", "--trainer.devices=2")
 

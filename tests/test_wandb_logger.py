@@ -65,7 +65,7 @@ def test_logged_offline_with_one_line_that_says_so(tmp_path, silent):
     assert float(out.split("seconds ")[1]) < 30
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_server_that_takes_no_run_is_no_reason_to_stop(tmp_path):
     class Refuses(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
