@@ -255,9 +255,7 @@ def crossing(
 def check_boundary(owner: str, attack: Attack, rounds: int, tolerance: float, precision: str, chunk_size: int) -> None:
     """Raises ValueError for what `boundary_distance` can do with no image."""
     if not attack.minimal_norm or getattr(attack, "norm", "l2") != "l2":
-        raise ValueError(
-            f"{owner}: attack must look for a small L2 perturbation, as DeepFool, DDN and CarliniWagnerL2 do, got {attack}"
-        )
+        raise ValueError(f"{owner}: attack must look for a small L2 perturbation, as DeepFool and DDN do, got {attack}")
     if rounds < 0:
         raise ValueError(f"{owner}: rounds must be at least 0, got {rounds}")
     if not 0 <= tolerance < math.inf:
