@@ -135,7 +135,8 @@ class ClassConnectedness(Visualization):
             row, path = self.rows[place], self._paths[place]
             rows.append(self._line(trainer, pl_module, row, path[[0, -1]], "straight"))
             if not row["straight"]:
-                how = f"bent, {row['corners']} corners" if row["connected"] else "no path found"
+                corners = f"{row['corners']} corner{'s' if row['corners'] > 1 else ''}"
+                how = f"bent, {corners}" if row["connected"] else "no path found"
                 rows.append(self._line(trainer, pl_module, row, path, how))
         straight, connected = (sum(row[name] for row in self.rows) for name in ("straight", "connected"))
         shares = f"{straight} of {len(self.rows)} pairs joined by straight ones, {connected} by any"

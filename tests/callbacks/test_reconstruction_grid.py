@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lit_adv.callbacks import ReconstructionGrid, reconstruction_grid
 from PIL import Image
+
+from lit_adv.callbacks import ReconstructionGrid, reconstruction_grid
 
 
 @pytest.fixture

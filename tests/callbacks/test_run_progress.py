@@ -5,6 +5,7 @@ import pickle
 import re
 
 import pytest
+
 from lit_adv.callbacks import ResultsTable, RunProgress
 
 
