@@ -6,13 +6,13 @@ import json
 import pytest
 import pytorch_lightning as pl
 import torch
+from lit_adv.callbacks import RobustnessTable
 from scipy.ndimage import gaussian_filter
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_adv import Evaluation, evaluate
 from lit_adv.attacks import FGSM, PGD, Center, DeepFool
-from lit_adv.callbacks import RobustnessTable
 from lit_adv.metrics import RobustAccuracy
 
 ATTACKS = {

@@ -8,10 +8,9 @@ import pytest
 import pytorch_lightning as pl
 import rich
 import torch
+from lit_adv.callbacks import RunProgress
 from torch import Tensor
 from torch.utils.data import DataLoader
-
-from lit_adv.callbacks import RunProgress
 
 CLASSES = ["clean", "pgd", "deepfool"]
 

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from lit_adv.callbacks import AdversarialWriter
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from lit_adv.attacks import FGSM, PGD
-from lit_adv.callbacks import AdversarialWriter
 from lit_adv.data import AdversarialDataModule, Arrays, Degradation, verify_set
 from lit_adv.data.adversarial_set import COLUMNS
 from lit_adv.models import Classifier

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from lit_adv.callbacks import ConfusionMatrix, ResultsTable
+from lit_adv.callbacks.attribution_tables import attribution_rows, attribution_tables
 from rich.console import Console
 
 from lit_adv.attacks import PGD, BoundedPatch
-from lit_adv.callbacks import ConfusionMatrix, ResultsTable
-from lit_adv.callbacks.attribution_tables import attribution_rows, attribution_tables
 from lit_adv.data import AdversarialDataModule, Arrays
 from lit_adv.models import Classifier
 from lit_adv.tasks import REDRL

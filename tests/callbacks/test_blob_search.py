@@ -4,11 +4,11 @@ import itertools
 
 import pytest
 import torch
+from lit_adv.callbacks.blob_search import BlobSearch, Point, RegionCounts, common_choice, grid_points, wanted_blobs
+from lit_adv.callbacks.class_pairs import ClassPair
 from torch import nn
 
 from lit_adv.attacks import FGSM
-from lit_adv.callbacks.blob_search import BlobSearch, Point, RegionCounts, common_choice, grid_points, wanted_blobs
-from lit_adv.callbacks.class_pairs import ClassPair
 from lit_adv.explain import blob_of_masks, blob_of_representatives, representative
 from lit_adv.models import Classifier, neutralize
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
-
 from lit_adv.callbacks import ConfusionMatrix, confusion_matrix
 
 

@@ -4,12 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from lit_adv.callbacks import ConfusionMatrix, ReconstructionGrid, ResultsTable, log_figure
 from matplotlib.figure import Figure
 from PIL import Image
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-from lit_adv.callbacks import ConfusionMatrix, ReconstructionGrid, ResultsTable, log_figure
 
 
 def _figure() -> Figure:

@@ -5,12 +5,12 @@ import csv
 import pytest
 import pytorch_lightning as pl
 import torch
+from lit_adv.callbacks import BoundaryGeometry, ClassConnectedness, DecisionRegions, DominantLabels
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_adv.attacks import FGSM, DeepFool, UniversalPerturbation
-from lit_adv.callbacks import BoundaryGeometry, ClassConnectedness, DecisionRegions, DominantLabels
 from lit_adv.explain import class_paths
 
 

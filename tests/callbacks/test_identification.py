@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from lit_adv.callbacks import IdentificationWriter
 from PIL import Image
 
 from lit_adv import cli
 from lit_adv.attacks import FGSM
-from lit_adv.callbacks import IdentificationWriter
 from lit_adv.data import AdversarialDataModule, Arrays, PictureFolder, read_picture
 from lit_adv.models import Classifier
 from lit_adv.tasks import REDRL

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
-
-from lit_adv.attacks import BIM, FGSM, PGD, RandFGSM
 from lit_adv.callbacks import Neutralization
 from lit_adv.callbacks.blob_search import Choice
 from lit_adv.callbacks.clean_batches import TrainingBatches
 from lit_adv.callbacks.neutralization import _graded, _strong
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lit_adv.attacks import BIM, FGSM, PGD, RandFGSM
 from lit_adv.data import AdversarialDataModule, Digits
 from lit_adv.explain import blob_of_masks, grad_cam, representative
 from lit_adv.metrics import ssim, wilson_interval

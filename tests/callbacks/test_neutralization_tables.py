@@ -2,10 +2,9 @@
 
 import io
 
-from rich.console import Console
-
 from lit_adv.callbacks import Neutralization
 from lit_adv.callbacks.neutralization_tables import neutralization_rows, neutralization_table
+from rich.console import Console
 
 PAIRS = [("T-shirt/top", "Ankle boot"), ("parasitised cells, stained", "uninfected")]
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from lit_adv.callbacks import AccuracyUnderNoise, LearningCurves, SingularValues
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_adv.attacks import noise_at_snr
-from lit_adv.callbacks import AccuracyUnderNoise, LearningCurves, SingularValues
 from lit_adv.metrics import NoiseAccuracy
 from lit_adv.models import Classifier, ParsevalLinear
 from lit_adv.plots import learning_figure, noise_figure, singular_value_figure

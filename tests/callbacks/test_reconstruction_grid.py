@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-
 from lit_adv.callbacks import ReconstructionGrid, reconstruction_grid
+from PIL import Image
 
 
 @pytest.fixture

@@ -4,9 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, TensorDataset
-
 from lit_adv.callbacks.repeats import fresh_rows
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, TensorDataset
 
 
 def loader(count, world, rank, size, shuffle=False):

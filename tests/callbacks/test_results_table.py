@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-
 from lit_adv.callbacks import ResultsTable
 from lit_adv.callbacks.results_table import setting_name
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
+from lit_adv.callbacks import RobustnessReport
+from lit_adv.callbacks.robustness_report import _figure
 from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_adv import diagnose
-from lit_adv.callbacks import RobustnessReport
-from lit_adv.callbacks.robustness_report import _figure
 from lit_adv.models import Classifier
 
 QUICK = {"restarts": 1, "queries": 30, "seed": 4}

@@ -5,7 +5,6 @@ import pickle
 import re
 
 import pytest
-
 from lit_adv.callbacks import ResultsTable, RunProgress
 
 

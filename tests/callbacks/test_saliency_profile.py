@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
+from lit_adv.callbacks import InputSaliency, SaliencyProfile, input_saliency, saliency_profile
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_adv.attacks import FGSM, PGD
-from lit_adv.callbacks import InputSaliency, SaliencyProfile, input_saliency, saliency_profile
 from lit_adv.data import AdversarialDataModule
 from lit_adv.explain import filter_layers, heat_map, parameter_saliency
 from lit_adv.explain import input_saliency as maps_of

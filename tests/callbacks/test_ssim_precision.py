@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
+from lit_adv.callbacks import SSIMPrecision, ssim_precision
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_adv.attacks import FGSM, PGD
-from lit_adv.callbacks import SSIMPrecision, ssim_precision
 from lit_adv.data import AdversarialDataModule
 from lit_adv.explain import grad_cam, grad_cam_plus_plus
 from lit_adv.metrics import localization_scores, psnr, ssim, ssim_map

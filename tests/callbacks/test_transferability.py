@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
+from lit_adv.callbacks import Transferability
+from lit_adv.callbacks.transfer_tables import by_technique, transfer_rows, transfer_tables
 from rich.console import Console
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
@@ -18,8 +20,6 @@ from sklearn.tree import DecisionTreeClassifier
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_adv.attacks import FGSM, PGD, Center, Frame, RandomPixels, Square, random_targets, transfer
-from lit_adv.callbacks import Transferability
-from lit_adv.callbacks.transfer_tables import by_technique, transfer_rows, transfer_tables
 from lit_adv.data import AdversarialDataModule, Digits
 from lit_adv.files import safe_names
 from lit_adv.metrics import TransferMatrix

@@ -10,10 +10,6 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
-from PIL import Image
-from torch.utils.data import DataLoader, TensorDataset
-
-from lit_adv.attacks import FGSM, PGD
 from lit_adv.callbacks import (
     ActivationGrid,
     ActivationMaximization,
@@ -32,6 +28,10 @@ from lit_adv.callbacks import (
     occlusion_map,
 )
 from lit_adv.callbacks.shown_images import ShownImages
+from PIL import Image
+from torch.utils.data import DataLoader, TensorDataset
+
+from lit_adv.attacks import FGSM, PGD
 from lit_adv.data import Digits
 from lit_adv.explain import features, nearest_neighbors, pca, top_patches, tsne
 from lit_adv.explain import occlusion_map as maps_of

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from lit_adv.callbacks import AdversarialWriter
 
 from lit_adv.attacks import FGSM
-from lit_adv.callbacks import AdversarialWriter
 from lit_adv.data import AdversarialDataModule, Arrays, verify_set
 from lit_adv.data.adversarial_set import png, read_png
 from lit_adv.models import Classifier
