@@ -6,7 +6,11 @@ from .accuracy_under_noise import AccuracyUnderNoise
 from .activation_grid import ActivationGrid
 from .activation_maximization import ActivationMaximization
 from .adversarial_writer import AdversarialWriter
+from .boundary_geometry import BoundaryGeometry
+from .class_connectedness import ClassConnectedness
 from .confusion_matrix import ConfusionMatrix
+from .decision_regions import DecisionRegions
+from .dominant_labels import DominantLabels
 from .feature_space import FeatureSpace
 from .figures import log_figure
 from .filter_grid import FilterGrid
@@ -32,7 +36,11 @@ __all__ = [
     "ActivationGrid",
     "ActivationMaximization",
     "AdversarialWriter",
+    "BoundaryGeometry",
+    "ClassConnectedness",
     "ConfusionMatrix",
+    "DecisionRegions",
+    "DominantLabels",
     "FeatureSpace",
     "FilterGrid",
     "GradientMaps",

@@ -27,6 +27,9 @@ class Visualization(pl.Callback):
         images: How many test images, see `ShownImages`.
     """
 
+    shows_images = True
+    """Whether images become pictures, which have 1 or 3 channels."""
+
     def __init__(self, images: int) -> None:
         if images < 1:
             raise ValueError(f"{self._name}: images must be at least 1, got {images}")
@@ -35,7 +38,7 @@ class Visualization(pl.Callback):
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._shown = ShownImages(self._name, trainer, self.images)
         image = self._shown.first().images.to(pl_module.device)
-        if image.shape[1] not in (1, 3):
+        if self.shows_images and image.shape[1] not in (1, 3):
             raise ValueError(f"{self._name}: images must have 1 or 3 channels to be shown, got {image.shape[1]}")
         self._try(trainer, pl_module, image)
 

@@ -67,6 +67,33 @@ GROUPS = (
         ("neutralization", "transferability"),
     ),
     Group(
+        "Features",
+        {"nearest neighbours": "features/"},
+        (
+            "filters",
+            "activations_",
+            "top_patches",
+            "occlusion",
+            "gradient_maps",
+            "activation_maximization",
+            "feature_space",
+            "feature_neighbors",
+        ),
+        ("top_patches", "feature_space"),
+    ),
+    Group(
+        "Geometry",
+        {
+            "distance": "geometry/(attack_distance|distance|rho)",
+            "angle": "geometry/(cosine|converged|found)",
+            "curvature": "geometry/(curvature|bend)",
+            "dominant labels": "geometry/(dominant|universal)",
+            "connected classes": "geometry/(straight|connected)",
+        },
+        ("boundary_geometry", "decision_regions", "dominant_labels", "class_paths"),
+        ("boundary_geometry", "dominant_labels", "class_paths"),
+    ),
+    Group(
         "Robustness",
         {
             "accuracy under attack": "robust/|test/(acc$|robust|fooling)",

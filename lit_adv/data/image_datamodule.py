@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.trainer.states import TrainerStatus
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -28,9 +29,9 @@ DOWNLOAD = "use `--data.download true`, as the source of an adversarial data mod
 class ImageDataModule(pl.LightningDataModule):
     """Batches `(images (B, C, H, W) float32 in [0, 1], labels (B,) int64)` of a labelled image set.
 
-    Normalisation is the network's first layer, not done here. With a trainer the loaders give uint8 levels, a quarter
-    of the bytes, of which `transfer_batch_to_device` makes these floats; without one they give the floats. Without
-    `augment` every read of an image gives the same pixels. The order of training images depends only on the seed and
+    Normalisation is the network's first layer, not done here. While a trainer runs the loaders give uint8 levels, a
+    quarter of the bytes, of which `transfer_batch_to_device` makes these floats; before and after they give the floats.
+    Without `augment` every read of an image gives the same pixels. The order of training images depends only on the seed and
     the epoch, so that a resumed run and one with more ranks see the same batches; evaluation shows every image once
     under any number of ranks.
 
@@ -248,8 +249,8 @@ class ImageDataModule(pl.LightningDataModule):
         self, dataset: ImageDataset, batches: EpochBatches, progress: Callable[[], int] | None = None
     ) -> ResumableLoader:
         return ResumableLoader(
-            # a loop of somebody's own has nobody to make floats of levels
-            _Batches(dataset, levels=self.trainer is not None),
+            # a loop of somebody's own, before a run or after it, has nobody to make floats of levels
+            _Batches(dataset, levels=self.trainer is not None and self.trainer.state.status == TrainerStatus.RUNNING),
             sampler=batches,
             num_workers=self.num_workers,
             progress=progress,

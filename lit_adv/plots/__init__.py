@@ -10,6 +10,7 @@ from lit_adv.plots.explanations import (
     patches_figure,
 )
 from lit_adv.plots.feature_space import Cloud, feature_space_figure
+from lit_adv.plots.geometry import Section, boundary_geometry_figure, decision_regions_figure, dominant_labels_figure
 from lit_adv.plots.grid import Example, example_grid
 from lit_adv.plots.panels import Panel, Scale, panel_grid
 from lit_adv.plots.parseval import learning_figure, noise_figure, singular_value_figure
@@ -44,10 +45,14 @@ __all__ = [
     "RegionExample",
     "Representatives",
     "Scale",
+    "Section",
     "Tiles",
+    "boundary_geometry_figure",
     "budget_figure",
     "budget_grid_figure",
     "confusion_figure",
+    "decision_regions_figure",
+    "dominant_labels_figure",
     "example_grid",
     "feature_space_figure",
     "gradient_maps_figure",

@@ -13,6 +13,10 @@ import torch
 from lit_adv.callbacks import (
     ActivationGrid,
     ActivationMaximization,
+    BoundaryGeometry,
+    ClassConnectedness,
+    DecisionRegions,
+    DominantLabels,
     FeatureSpace,
     FilterGrid,
     GradientMaps,
@@ -297,11 +301,12 @@ def test_two_processes_draw_what_one_draws(tmp_path, trainer):
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = tmp_path / "1", tmp_path / "2"
-    for name in ("top_patches.csv", "feature_space.csv"):
+    geometry = ("boundary_geometry.csv", "dominant_labels.csv", "class_paths.csv")
+    for name in ("top_patches.csv", "feature_space.csv", *geometry):
         assert (one / name).read_text() == (two / name).read_text()
     names = {path.name for path in (one / "figures").iterdir()}
     assert names == {path.name for path in (two / "figures").iterdir()}
-    assert len(names) == 4
+    assert len(names) == 8
     for name in names:
         assert (one / "figures" / name).read_bytes() == (two / "figures" / name).read_bytes(), name
 
@@ -317,6 +322,10 @@ def shared_work():
         TopPatches(k=2, images=20, batch_size=6, channels=[1, 3]),
         FeatureSpace(ATTACKS, images=20, batch_size=6, queries=1),
         OcclusionMap(images=1),
+        BoundaryGeometry(images=9, rounds=2, directions=1, iterations=2, batch_size=2),
+        DecisionRegions(images=3, cells=11, rounds=2),
+        DominantLabels(FGSM(eps=0.2), images=9, points=20, batch_size=4),
+        ClassConnectedness(images=20, batch_size=1),
     ]
 
 

@@ -313,7 +313,9 @@ def test_load_classifier_refuses(tmp_path):
     torch.save({"classifier": {"colour": "blue"}, "state_dict": {}}, path)
     with pytest.raises(ValueError, match="describes no classifier"):
         load_classifier(path)
-    torch.save({"classifier": model.spec, "state_dict": {"model.x": torch.zeros(1)}}, path)
+    state = {f"model.{name}": value for name, value in model.state_dict().items()}
+    del state[next(iter(state))]
+    torch.save({"classifier": model.spec, "state_dict": state}, path)
     with pytest.raises(ValueError, match=r"does not hold the small_cnn it describes.*missing"):
         load_classifier(path)
     torch.save({"classifier": model.spec, "state_dict": model}, path)
