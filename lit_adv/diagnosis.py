@@ -71,6 +71,9 @@ def explain(message: str, parser: argparse.ArgumentParser, tree: Mapping[str, An
         if isinstance(victims, str) and "victims" in message:
             # the parser takes the text for the name of a YAML file, and reads the checkpoint as one
             return f"data.victims must be name: path, got {victims!r} (--data.victims.NAME=PATH)"
+    nested = re.search(r"NestedArg\(key='(attacks|regions)\.([^'.]+)(?:\.([^']*))?', val='([^']*)'\)", message)
+    if nested and (wrong := _wrong_entry(nested[1], nested[2], nested[3] or "", nested[4], data)):
+        return wrong
     # the parser complains of one thing; what it does not mention it has accepted
     found = (text for name, text in _unknown_names(tree, parser) if name in message)
     return next(found, None) or _shorten(message, tree)
@@ -86,6 +89,26 @@ def nearest(name: str, known: Iterable[str]) -> str:
         return f"there are {', '.join(by_lower.values())}"
     far = difflib.get_close_matches(name.lower(), list(by_lower), n=5, cutoff=0.1) or list(by_lower)[:5]
     return f"the nearest of {len(by_lower)} are {', '.join(by_lower[n] for n in far)}"
+
+
+def _wrong_entry(group: str, name: str, field: str, value: str, data: Any) -> str:
+    """What is wrong with `--data.GROUP.NAME.FIELD=VALUE` or `--data.GROUP.NAME=VALUE`; empty where it is the value."""
+    path, field = f"data.{group}.{name}", field.removeprefix("init_args.")
+    there: dict[str, str] = {}
+    for place in (data, data.get("init_args")) if isinstance(data, Mapping) else ():
+        entries = place.get(group) if isinstance(place, Mapping) else None
+        for key, inner in entries.items() if isinstance(entries, Mapping) else ():
+            if isinstance(inner, Mapping) and "class_path" in inner:
+                there[str(key)] = str(inner["class_path"])
+    if not field:
+        return f"{path}: must be the name of a class, got {_brief(value)} (--{path}.FIELD=VALUE changes a field)"
+    if name not in there:
+        hint = nearest(name, there) if there else "there are none"
+        return f"{path}: nothing of that name has a field {field} to change; {hint} (--{path}=CLASS before it adds one)"
+    known = _parameters(_class(there[name]))
+    if not known or field.split(".")[0] in known | _CLASS_KEYS:
+        return ""
+    return f"{path}.{field}: {there[name].rpartition('.')[2]} has no argument {field!r}; {nearest(field, known)}"
 
 
 def tree_of(configs: Iterable[Mapping[str, Any]], arguments: Iterable[str]) -> dict[str, Any]:

@@ -581,6 +581,9 @@ def test_a_bad_config_is_one_message_that_names_key_and_remedy(toy, monkeypatch,
         (["--data.init_args.attacks.pgd/4.init_args.eps=foo"], "data.attacks.pgd/4.eps: a radius must be a number"),
         (["--model=CountingTusk"], "there is no class CountingTusk"),
         (["--data.attacks.pgd/4.class_path=PDG"], "data.attacks.pgd/4: there is no class PDG; did you mean PGD?"),
+        (["--data.attacks.pgd/5.eps=8/255"], "data.attacks.pgd/5: nothing of that name has a field eps to change; did"),
+        (["--data.attacks.pgd/4=8"], "data.attacks.pgd/4: must be the name of a class, got '8'"),
+        (["--data.attacks.pgd/4.epss=8/255"], "pgd/4.epss: PGD has no argument 'epss'; did you mean eps"),
         (["--data.victims=best.ckpt"], "data.victims must be name: path, got 'best.ckpt' (--data.victims.NAME="),
         (["--foo=1"], "foo: no such option; there are"),
         (["--config", "nope.yaml"], "nope.yaml: no such config file"),
@@ -645,6 +648,7 @@ def test_a_signal_stops_a_real_run_which_can_go_on(tmp_path, number, code):
     assert process.returncode == code, error
     assert "a checkpoint is left: here/checkpoints/last.ckpt" in error
     assert "resume with: lightning fit --config here/config.yaml --ckpt_path last" in error
+    assert "will override existing callbacks" not in error
     epoch = torch.load(tmp_path / "here/checkpoints/last.ckpt", weights_only=True)["epoch"]
     resume = ["fit", "--config", "here/config.yaml", "--ckpt_path", "last", f"--trainer.max_epochs={epoch + 2}"]
     done = subprocess.run([sys.executable, "-m", "lit_adv", *resume], cwd=tmp_path, capture_output=True, text=True)

@@ -191,16 +191,19 @@ def read_table(path: Path) -> list[dict[str, str]]:
     """The rows of a table.
 
     Raises:
-        ValueError: It has other columns.
+        ValueError: It is damaged, or has other columns.
     """
+    remedy = "remove it, and start the same lightning predict again, which writes what is missing"
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
             rows = list(reader)
     except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); write the set again") from error
+        raise ValueError(f"{path} is damaged ({error}); {remedy}") from error
     if tuple(reader.fieldnames or ()) != COLUMNS or any(None in row or None in row.values() for row in rows):
-        raise ValueError(f"{path} is no table of an adversarial set (its columns must be {', '.join(COLUMNS)})")
+        raise ValueError(
+            f"{path} is no whole table of an adversarial set (its columns must be {', '.join(COLUMNS)}; {remedy})"
+        )
     return rows
 
 

@@ -13,7 +13,7 @@ from lit_adv.callbacks import AdversarialWriter
 
 from lit_adv.attacks import FGSM
 from lit_adv.data import AdversarialDataModule, Arrays, verify_set
-from lit_adv.data.adversarial_set import png, read_png
+from lit_adv.data.adversarial_set import png, read_png, read_table
 from lit_adv.models import Classifier
 from lit_adv.tasks import Crafting
 
@@ -156,6 +156,14 @@ def test_members_of_a_shard(written):
     assert not verify_set(written).whole
     path.write_bytes(b"no tar")
     assert verify_set(written).damaged[0].startswith("shards/test-000000.tar (")
+
+
+@pytest.mark.parametrize("damage", [lambda table: table[:-100], lambda table: table.replace(b"test", b"te\xfft")])
+def test_a_damaged_table_says_what_mends_it(written, damage):
+    path = written / "tables" / "test-000000.csv"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"test-000000.csv .*remove it, and start the same lightning predict again"):
+        read_table(path)
 
 
 def test_what_is_no_set(written, tmp_path):
