@@ -92,7 +92,7 @@ def _estimate(arguments: list[str], debug: bool) -> None:
 
 def _verify(arguments: list[str], debug: bool) -> None:
     """`lightning verify FOLDER`; ends the process with code 1 where a set is not whole."""
-    parser = argparse.ArgumentParser(
+    parser = _Arguments(
         prog=f"lightning {VERIFY}",
         description="Looks whether a set that AdversarialWriter wrote is whole. Exit code 1: it is not.",
         allow_abbrev=False,
@@ -149,7 +149,7 @@ def _run(arguments: list[str], debug: bool, instead: Callable[[Any], None] | Non
 
 def _export(arguments: list[str], debug: bool) -> None:
     """`lightning export`: needs no config and no trainer."""
-    parser = argparse.ArgumentParser(
+    parser = _Arguments(
         prog=f"lightning {EXPORT}",
         description="Writes a classifier, its normalisation inside, from images in [0, 1] of any batch size to logits.",
         allow_abbrev=False,
@@ -187,9 +187,18 @@ def _export(arguments: list[str], debug: bool) -> None:
     print(f"exported: {out}")
 
 
-def _fail(message: str, code: int) -> NoReturn:
+class _Arguments(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(_printable(message))
+
+
+def _printable(message: str) -> str:
     # what a message quotes may be of any length, and hold halves of characters
     lines = [line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..." for line in message.splitlines()]
-    message = "\n".join(lines).encode("utf-8", "backslashreplace").decode()
+    return "\n".join(lines).encode("utf-8", "backslashreplace").decode()
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    message = _printable(message)
     print(message if code >= 128 else f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(code)
