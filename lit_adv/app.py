@@ -175,6 +175,9 @@ class AdvCLI(LightningCLI):
             if not isinstance(value, Namespace):
                 # the parser takes anything for a group of options
                 raise ConfigError(f"{group}: must be a mapping of options, name: value, got {value!r:.80}")
+        seed = self.options.get("seed_everything")
+        if type(seed) is int and not 0 <= seed < 1 << 32:
+            raise ConfigError(f"seed_everything: must be in [0, {(1 << 32) - 1}], which numpy takes, got {seed}")
         wrong = next(refused_nulls(self.options), None)
         if wrong is not None:
             raise ConfigError(wrong)

@@ -94,7 +94,7 @@ def _estimate(arguments: list[str], debug: bool) -> None:
 
 def _verify(arguments: list[str], debug: bool) -> None:
     """`lightning verify FOLDER`; ends the process with code 1 where a set is not whole."""
-    parser = argparse.ArgumentParser(
+    parser = _Arguments(
         prog=f"lightning {VERIFY}",
         description="Looks whether a set that AdversarialWriter wrote is whole. Exit code 1: it is not.",
         allow_abbrev=False,
@@ -134,7 +134,7 @@ def _verify(arguments: list[str], debug: bool) -> None:
 
 def _report(arguments: list[str], debug: bool) -> None:
     """`lightning report FOLDER ...`."""
-    parser = argparse.ArgumentParser(
+    parser = _Arguments(
         prog=f"lightning {REPORT}",
         description="Writes report.html into the folders of runs: curves, tables, figures and config on one page that"
         " needs no network. Every fit and test ends with it.",
@@ -154,7 +154,7 @@ def _report(arguments: list[str], debug: bool) -> None:
 
 def _dashboard(arguments: list[str], debug: bool) -> None:
     """`lightning dashboard`: the only verb that needs an account."""
-    parser = argparse.ArgumentParser(
+    parser = _Arguments(
         prog=f"lightning {DASHBOARD}",
         description="Makes a workspace and a report in Weights & Biases, with the panels of all runs of a project in"
         " groups: training, recognition, reconstruction, saliency, regions, robustness.",
@@ -206,7 +206,7 @@ def _run(arguments: list[str], debug: bool, instead: Callable[[Any], None] | Non
 
 def _export(arguments: list[str], debug: bool) -> None:
     """`lightning export`: needs no config and no trainer."""
-    parser = argparse.ArgumentParser(
+    parser = _Arguments(
         prog=f"lightning {EXPORT}",
         description="Writes a classifier, its normalisation inside, from images in [0, 1] of any batch size to logits.",
         allow_abbrev=False,
@@ -244,11 +244,20 @@ def _export(arguments: list[str], debug: bool) -> None:
     print(f"exported: {out}")
 
 
+class _Arguments(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(_printable(message))
+
+
+def _printable(message: str) -> str:
+    # what a message quotes may be of any length, and hold halves of characters
+    lines = [line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..." for line in message.splitlines()]
+    return "\n".join(lines).encode("utf-8", "backslashreplace").decode()
+
+
 def _fail(message: str, code: int) -> NoReturn:
     rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
     of_rank = f"rank {rank}: " if rank != "0" else ""
-    # what a message quotes may be of any length, and hold halves of characters
-    lines = [line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..." for line in message.splitlines()]
-    message = "\n".join(lines).encode("utf-8", "backslashreplace").decode()
+    message = _printable(message)
     print(message if code >= 128 else f"{of_rank}error: {message}", file=sys.stderr, flush=True)
     sys.exit(code)

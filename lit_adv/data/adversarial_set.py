@@ -197,10 +197,10 @@ def read_table(path: Path) -> list[dict[str, str]]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            rows = list(reader)
+            rows, columns = list(reader), tuple(reader.fieldnames or ())
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged ({error}); {remedy}") from error
-    if tuple(reader.fieldnames or ()) != COLUMNS or any(None in row or None in row.values() for row in rows):
+    if columns != COLUMNS or any(None in row or None in row.values() for row in rows):
         raise ValueError(
             f"{path} is no whole table of an adversarial set (its columns must be {', '.join(COLUMNS)}; {remedy})"
         )

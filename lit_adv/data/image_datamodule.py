@@ -31,9 +31,9 @@ class ImageDataModule(pl.LightningDataModule):
 
     Normalisation is the network's first layer, not done here. While a trainer runs the loaders give uint8 levels, a
     quarter of the bytes, of which `transfer_batch_to_device` makes these floats; before and after they give the floats.
-    Without `augment` every read of an image gives the same pixels. The order of training images depends only on the seed and
-    the epoch, so that a resumed run and one with more ranks see the same batches; evaluation shows every image once
-    under any number of ranks.
+    Without `augment` every read of an image gives the same pixels. The order of training images depends only on the
+    seed and the epoch, so that a resumed run and one with more ranks see the same batches; evaluation shows every image
+    once under any number of ranks.
 
     Args:
         root: Folder that holds the set, or gets it.

@@ -284,12 +284,10 @@ def _described(spec: dict[str, Any], state: StateDict, path: str | Path, owner: 
         raise ValueError(f"{owner}: '{path}' holds more than tensors (save it again)")
     # never `weights`, which would name another file or a download
     wrong = f"got {sorted(map(str, spec))}" if not spec.keys() <= _DESCRIPTION else ""
-    largest = max((side for tensor in state.values() for side in tensor.shape), default=0)
-    for field in ("num_classes", "image_size", "in_channels"):
+    for field, most in _MOST.items():
         value = spec.get(field, 1)
-        # a few bytes must not make gigabytes
-        if not isinstance(value, int) or value > (_LARGEST_SIDE if field == "image_size" else largest):
-            wrong = wrong or f"got {field} {str(value)[:40]}, which none of its tensors has"
+        if not isinstance(value, int) or value > most:
+            wrong = wrong or f"got {field} {str(value)[:40]}"
     if wrong:
         raise ValueError(f"{owner}: '{path}' describes no classifier, {wrong} (save it again)")
     try:
@@ -316,7 +314,8 @@ def check_name(name: str, owner: str) -> None:
 
 
 _DESCRIPTION = {"name", "num_classes", "image_size", "in_channels", "mean", "std"}
-_LARGEST_SIDE = 1 << 14
+# what a file may claim of itself; all else is seen from its tensors, before anything of that size is made
+_MOST = {"num_classes": 1 << 20, "image_size": 1 << 14, "in_channels": 1 << 14}
 _NEUTRALIZATION = "neutralization."
 _CIFAR_DEPTHS = {"resnet20": 20, "resnet32": 32, "resnet44": 44, "resnet56": 56}
 
