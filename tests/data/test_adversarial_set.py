@@ -158,12 +158,25 @@ def test_members_of_a_shard(written):
     assert verify_set(written).damaged[0].startswith("shards/test-000000.tar (")
 
 
-@pytest.mark.parametrize("damage", [lambda table: table[:-100], lambda table: table.replace(b"test", b"te\xfft")])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda table: table[:-100], lambda table: table[:-30], lambda table: table.replace(b"test", b"te\xfft")],
+    ids=["row", "hash", "text"],
+)
 def test_a_damaged_table_says_what_mends_it(written, damage):
     path = written / "tables" / "test-000000.csv"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=r"test-000000.csv .*remove it, and start the same lightning predict again"):
         read_table(path)
+
+
+@pytest.mark.parametrize("lose", [lambda path: path.unlink(), lambda path: path.write_text("torn")])
+def test_pictures_of_a_table_that_cannot_be_read_are_not_extra(written, lose):
+    lose(written / "tables" / "test-000000.csv")
+    (written / "note.txt").touch()
+    check = verify_set(written)
+    assert not check.whole
+    assert check.extra == ["note.txt"]
 
 
 def test_what_is_no_set(written, tmp_path):
