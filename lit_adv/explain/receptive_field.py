@@ -48,7 +48,7 @@ def receptive_field(model: nn.Module, layer: str, image_shape: Sequence[int]) ->
     One image of zeros goes through the model, and every operation on its way says how fields change: convolutions and
     pooling of kernel k, stride s, padding p and dilation d make the size r + (k - 1) d j, the start a - p j and the
     stride s j of what was r, a and j; where paths meet, as at a shortcut, the hull counts. What a mean over the map has
-    touched sees the whole image, as behind squeeze and excitation.
+    touched sees the whole image, as behind squeeze and excitation, group norm, or batch norm without running statistics.
 
     Args:
         model: From images to anything; it is called in eval mode and left as it was.
@@ -144,7 +144,8 @@ class _Fields(TorchDispatchMode):
         if packet in _REDUCTIONS:
             kept = len(out) == len(shape) and out[-2:] == shape[-2:] and shape[-2:].numel() > 1
             return first if kept else self.whole
-        if packet in _NORMALISATIONS:
+        # with the image's own mean and variance, as of an instance norm, every unit sees all of it
+        if packet in _NORMALISATIONS or (packet in _BATCH_NORMS and args[5]):
             return self.whole
         if torch.Tag.pointwise in func.tags or packet in _JOINING:
             if packet is _aten.cat and _named(args, kwargs, (("dim", 0),))[0] % len(shape) >= len(shape) - 2:
@@ -233,16 +234,15 @@ _WINDOWS: dict[Any, Callable[[Any, Any, Any], Any]] = {
 }
 _REDUCTIONS = {_aten.mean, _aten.sum, _aten.amax, _aten.max, _aten.var, _aten.var_mean, _aten.std}
 _NORMALISATIONS = {_aten.native_group_norm}
+# their sixth argument says whether they take the mean and variance of the batch
+_BATCH_NORMS = {_aten.native_batch_norm, _aten.cudnn_batch_norm, _aten.miopen_batch_norm, _aten.batch_norm}
 # joined or treated place by place, without a tag that says so
 _JOINING = {
     _aten.cat,
     _aten.copy_,
-    _aten.native_batch_norm,
+    *_BATCH_NORMS,
     _aten._native_batch_norm_legit_no_training,
     _aten._batch_norm_no_update,
-    _aten.cudnn_batch_norm,
-    _aten.miopen_batch_norm,
-    _aten.batch_norm,
     _aten.hardswish,
     _aten.hardswish_,
     _aten.threshold_,

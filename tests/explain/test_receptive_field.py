@@ -134,6 +134,24 @@ def test_known_networks(name, layer, size, stride):
     assert (field.size, field.stride) == ((size, size), (stride, stride))
 
 
+@pytest.mark.parametrize(
+    ("norm", "whole"),
+    [
+        (nn.BatchNorm2d(4), False),
+        (nn.BatchNorm2d(4, track_running_stats=False), True),
+        (nn.InstanceNorm2d(4), True),
+        (nn.InstanceNorm2d(4, track_running_stats=True), False),
+        (nn.GroupNorm(2, 4), True),
+    ],
+)
+def test_what_is_normalised_by_its_own_mean_sees_the_whole_image(norm, whole):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), norm, nn.Conv2d(4, 2, 3)).double().eval()
+    shape, unit = (3, 14, 11), (5, 4)
+    box = receptive_field(model, "2", shape).boxes(torch.tensor([unit]))[0].tolist()
+    assert box == list(support(model, "2", unit, shape, 0)) == ([0, 0, 14, 11] if whole else [4, 3, 9, 8])
+
+
 def test_what_has_no_field_is_named():
     model = Branches()
     resized = Branches()
