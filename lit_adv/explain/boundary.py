@@ -76,8 +76,8 @@ def boundary_distance(
 
     Fawzi et al. 2017, "The robustness of deep networks: a geometrical perspective", section 4. The attack finds
     a point of another class. Bisection on its ray, with interpolated steps in between, finds the boundary to
-    ``|max_k f_k| <= tolerance``, where ``f_k = Z_k - Z_class``. While r and the normal at x + r differ by a cosine
-    below 0.9999, x is projected onto the tangent plane there, and the ray through the projection is bisected; a ray
+    ``|max_k f_k| <= tolerance``, where ``f_k = Z_k - Z_class``. While r and the normal at x + r differ by more than
+    rounding does, x is projected onto the tangent plane there, and the ray through the projection is bisected; a ray
     that does not meet the boundary nearer than before is taken back half way. No round makes r longer. The boundary is
     that of the network on all of R^d: x + r may leave [0, 1], where the attack stays.
 
@@ -311,7 +311,7 @@ def _refined(
     end, _ = network.gap(x + rows(far) * direction.nan_to_num(), classes)
     found = (start < 0) & (end >= 0) & (far > 0)
     b, normals = x.clone(), torch.zeros_like(x)
-    cosines, slopes, ties = (torch.full_like(reached, math.nan) for _ in range(3))
+    cosines, angles, slopes, ties = (torch.full_like(reached, math.nan) for _ in range(4))
     rivals, turns = classes.clone(), torch.zeros_like(classes)
 
     def put(places: Tensor, along: Tensor, near: Tensor, beyond: Tensor) -> Tensor:
@@ -323,7 +323,7 @@ def _refined(
         gradient = network.gradient(point, of, rival)
         b[places], rivals[places], ties[places] = point, rival, tie.abs()
         slopes[places], normals[places] = length(gradient), unit(gradient)
-        cosines[places] = _angle(along, gradient)[0]
+        cosines[places], angles[places] = _angle(along, gradient)
         return at
 
     places = found.nonzero()[:, 0]
@@ -331,7 +331,8 @@ def _refined(
     distances[places] = put(places, direction[places], torch.zeros_like(far[places]), far[places])
     towards = torch.ones_like(reached)
     for _ in range(rounds):
-        places = (found & (cosines < _STRAIGHT)).nonzero()[:, 0]
+        # not the cosine, which is rounded to 1 at angles that a single turn takes away
+        places = (found & (angles > _STRAIGHT * torch.finfo(x.dtype).eps)).nonzero()[:, 0]
         if not len(places):
             break
         old = unit(b[places] - x[places])
@@ -356,7 +357,7 @@ def _refined(
     return x, b, classes, rivals, normals, slopes, found, reached, distances, ratios, cosines, angles, ties, turns
 
 
-_STRAIGHT = 0.9999
+_STRAIGHT = 1000
 
 
 def _angle(one: Tensor, two: Tensor) -> tuple[Tensor, Tensor]:

@@ -57,6 +57,19 @@ def test_where_the_box_stops_the_attack_the_nearest_point_is_found_outside():
     assert found.rounds.any()
 
 
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float64, 1e-12), (torch.float32, 2e-4)])
+@pytest.mark.parametrize("classes", [2, 300])
+def test_of_an_affine_boundary_one_turn_takes_away_what_the_box_left(dtype, most, classes):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(144, classes)).to(dtype)
+    x = torch.rand(8, 3, 8, 6, dtype=dtype)
+    unturned = boundary_distance(model, x, rounds=0, precision="model")
+    assert float(unturned.angles.max()) > 10 * most
+    found = boundary_distance(model, x, precision="model")
+    assert found.found.all()
+    assert float(found.angles.max()) < most
+
+
 @pytest.mark.parametrize("radius", [1.0, 3.0])
 def test_sphere(radius):
     x = pictures(5)
