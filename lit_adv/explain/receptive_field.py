@@ -48,7 +48,7 @@ def receptive_field(model: nn.Module, layer: str, image_shape: Sequence[int]) ->
     One image of zeros goes through the model, and every operation on its way says how fields change: convolutions and
     pooling of kernel k, stride s, padding p and dilation d make the size r + (k - 1) d j, the start a - p j and the
     stride s j of what was r, a and j; where paths meet, as at a shortcut, the hull counts. What a mean over the map has
-    touched sees the whole image, as behind squeeze and excitation, group norm, or batch norm without running statistics.
+    touched sees the whole image, as behind squeeze and excitation, group norm, or batch norm of the batch's own mean.
 
     Args:
         model: From images to anything; it is called in eval mode and left as it was.
