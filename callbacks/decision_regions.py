@@ -55,7 +55,7 @@ class DecisionRegions(Visualization):
         rounds: int = 10,
         precision: Precision = "float64",
         seed: int = 0,
-        chunk_size: int = 1024,
+        chunk_size: int = 256,
     ) -> None:
         super().__init__(images)
         self.attack = DeepFool() if attack is None else attack

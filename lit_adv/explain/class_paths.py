@@ -144,18 +144,20 @@ class _Search:
 
     def stays(self, paths: list[Tensor], classes: Tensor, spacing: Tensor) -> Tensor:
         """``(N,)`` bool: which paths have no point outside their class, at this spacing and at their corners."""
-        points, numbers = [], []
-        for number, path in enumerate(paths):
-            for near, far in itertools.pairwise(path):
-                apart, step = float((far - near).norm()), float(spacing[number])
-                count = max(2, math.ceil(apart / step) + 1) if step > 0 else 2
-                shares = torch.linspace(0, 1, count, device=path.device, dtype=path.dtype)
-                points.append(near + rows(shares) * (far - near))
-                numbers += [number] * count
+        pieces = [(number, *ends) for number, path in enumerate(paths) for ends in itertools.pairwise(path)]
+        looked_at: list[tuple[int, float]] = []
+        for place, (number, near, far) in enumerate(pieces):
+            apart, step = float((far - near).norm()), float(spacing[number])
+            count = max(2, math.ceil(apart / step) + 1) if step > 0 else 2
+            looked_at += [(place, share) for share in torch.linspace(0, 1, count, dtype=near.dtype).tolist()]
         good = torch.ones(len(paths), dtype=torch.bool, device=classes.device)
-        if points:
-            of = torch.tensor(numbers, device=classes.device)
-            good[of[~self.inside(torch.cat(points), classes[of])]] = False
+        # points are made when they are looked at, as those of all paths are thousands of images
+        for start in range(0, len(looked_at), self.size):
+            part = looked_at[start : start + self.size]
+            near, far = (torch.stack([pieces[place][end] for place, _ in part]) for end in (1, 2))
+            shares = near.new_tensor([share for _, share in part])
+            of = torch.tensor([pieces[place][0] for place, _ in part], device=classes.device)
+            good[of[~self.inside(near + rows(shares) * (far - near), classes[of])]] = False
         return good
 
     def pull(self, points: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:

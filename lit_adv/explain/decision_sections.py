@@ -49,7 +49,7 @@ def random_plane(images: Tensor, *, seed: int = 0) -> Plane:
 
 
 def decision_section(
-    model: nn.Module, centers: Tensor, plane: Plane, radii: Tensor, *, cells: int = 61, chunk_size: int = 1024
+    model: nn.Module, centers: Tensor, plane: Plane, radii: Tensor, *, cells: int = 61, chunk_size: int = 256
 ) -> Tensor:
     """The class predicted at ``center + s u1 + t u2`` for s and t on a grid.
 

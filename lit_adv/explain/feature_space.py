@@ -66,7 +66,7 @@ def nearest_neighbors(
         nearest = apart.argsort(dim=1, stable=True)[:, :k]
         places.append(nearest)
         # the difference of squares has lost half of the digits where points are close
-        distances.append((bank[nearest] - part[:, None]).norm(dim=2))
+        distances.append(torch.stack([(bank[column] - part).norm(dim=1) for column in nearest.T], 1))
     return torch.cat(places), torch.cat(distances)
 
 

@@ -61,7 +61,8 @@ def top_patches(
     """The k patches that excite each channel of a layer most (Zeiler and Fergus 2014, arXiv:1311.2901, section 4.1).
 
     Batch by batch, keeping no more than k patches a channel. A patch is the receptive field of the unit, see
-    `receptive_field`.
+    `receptive_field`; deep in a network it is the whole image, so that 9 of each of 2048 channels are 11 GB of images
+    of 224 x 224 pixels: name the ``channels``.
 
     Args:
         model: From images to anything; it is called in eval mode and left as it was.

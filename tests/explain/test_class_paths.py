@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_adv.attacks import DeepFool
 from lit_adv.explain import class_paths, points_on_path
@@ -85,6 +86,23 @@ def test_regions_that_are_not_connected():
     assert not class_paths(gap, points((0.1, 0.5)), points((0.9, 0.5)), ones(1), depth=1, samples=200).straight.any()
     empty = class_paths(L, points((0.1, 0.9))[:0], points((0.9, 0.1))[:0], ones(0))
     assert empty.paths == []
+
+
+def test_no_more_points_than_a_chunk_are_made_at_once():
+    class Largest(TorchDispatchMode):
+        numbers = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            output = func(*args, **(kwargs or {}))
+            if isinstance(output, torch.Tensor) and output.is_floating_point():
+                self.numbers = max(self.numbers, output.numel())
+            return output
+
+    starts, ends = (torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    with Largest() as largest:
+        class_paths(Region(lambda p: p[:, 0] + 1), starts, ends, ones(4), samples=100, chunk_size=10)
+    # 1600 points are looked at
+    assert largest.numbers == 10 * 256
 
 
 def test_points_are_equally_far_apart():
