@@ -49,6 +49,8 @@ class ActivationMaximization(Visualization):
         super().__init__(images=1)
         ways: dict[str, Regularizers] = {}
         for name in presets:
+            if name not in PRESETS:
+                raise ValueError(f"{self._name}: presets must be some of {', '.join(PRESETS)}, got {name!r}")
             ways[name] = check_ascent(self._name, (1, 1, 1), classes or [0], name, steps, step_size, 0)
         if custom is not None:
             ways["custom"] = custom
@@ -97,6 +99,11 @@ class ActivationMaximization(Visualization):
         """Probabilities, or activations in the middle of the map, ``(B, K)``."""
         if self.layer is not None:
             output = activations(pl_module, images, self.layer)
+            if output.ndim not in (2, 4):
+                raise ValueError(
+                    "ActivationMaximization: layer must give maps (B, C, h, w) or vectors (B, D), got "
+                    f"{tuple(output.shape)} from {self.layer}"
+                )
             return output[..., output.shape[2] // 2, output.shape[3] // 2] if output.ndim == 4 else output
         with _untouched(pl_module) as inner, torch.no_grad():
             probabilities: Tensor = _call(inner, images.detach().clone()).softmax(1)

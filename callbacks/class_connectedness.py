@@ -66,6 +66,8 @@ class ClassConnectedness(Visualization):
             if value < least:
                 raise ValueError(f"ClassConnectedness: {field} must be at least {least}, got {value}")
         self.attack = DeepFool() if attack is None else attack
+        if not isinstance(self.attack, Attack):
+            raise ValueError(f"ClassConnectedness: attack must be one of lit_adv.attacks, got {attack!r}")
         self.depth, self.samples, self.shown, self.frames = depth, samples, shown, frames
         self.seed, self.batch_size = seed, batch_size
         self.rows: list[dict[str, Any]] = []

@@ -92,6 +92,15 @@ class FeatureSpace(Visualization):
         if self.layer is not None:
             check_layer(self._name, pl_module, self.layer)
         features(pl_module, image, self.layer)
+        least = max(5, self.neighbors + 1)
+        count = len(self._shown.first(max(least, int(self.perplexity or 0) + 1)).places)
+        if count < least:
+            raise ValueError(f"FeatureSpace: the test set must have at least {least} images, got {count}")
+        points = count * len(self.kinds)
+        if self.perplexity is not None and self.perplexity >= points:
+            raise ValueError(
+                f"FeatureSpace: perplexity must be in (0, {points}), the points of {count} images, got {self.perplexity}"
+            )
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         mine = []
@@ -112,10 +121,6 @@ class FeatureSpace(Visualization):
             part[order] for part in joined
         )
         self._count = int((self._kinds == 0).sum())
-        if self._count < max(5, self.neighbors + 1):
-            raise ValueError(
-                f"FeatureSpace: the test set must have at least {max(5, self.neighbors + 1)} images, got {self._count}"
-            )
         bank, own = self._points[: self._count], torch.arange(self._count).repeat(len(self.kinds))
         self._nearest, self._apart = nearest_neighbors(self._points, bank, self.neighbors, exclude=own)
         self._shares = (self._labels[self._nearest] == self._labels[:, None]).double().mean(1)

@@ -187,6 +187,10 @@ def _ascent(owner: str, model: nn.Module, x: Tensor, shift: Tensor, of: Tensor, 
         scores = class_scores(owner, _call(model, images), of, len(x))[0]
     else:
         output = layer_output(owner, model, images, layer)[1]
+        if output.ndim not in (2, 4):
+            raise ValueError(
+                f"{owner}: layer must give maps (B, C, h, w) or vectors (B, D), got {tuple(output.shape)} from {layer}"
+            )
         if bool((of >= output.shape[1]).any()):
             raise ValueError(f"{owner}: classes must be channels in [0, {output.shape[1]}), got {int(of.max())}")
         scores = output[torch.arange(len(of), device=of.device), of].flatten(1)

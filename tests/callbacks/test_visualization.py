@@ -244,7 +244,7 @@ def test_batches_of_loaders_are_cut_anew(size, trainer):
         (OcclusionMap, {"explain": "both"}, "OcclusionMap: explain must be prediction or label, got 'both'"),
         (GradientMaps, {"maps": ["lime"]}, "GradientMaps: maps must be different ones of saliency"),
         (GradientMaps, {"maps": []}, "GradientMaps: maps must be different ones of"),
-        (ActivationMaximization, {"presets": ["x"]}, "ActivationMaximization: regularizers must be one of"),
+        (ActivationMaximization, {"presets": ["x"]}, "ActivationMaximization: presets must be some of blur_norm, .*, got 'x'"),
         (ActivationMaximization, {"presets": []}, "ActivationMaximization: presets must be one or more"),
         (ActivationMaximization, {"classes": [-1]}, "ActivationMaximization: classes must be one or more numbers >= 0"),
         (ActivationMaximization, {"steps": 0}, "ActivationMaximization: steps must be at least 1"),
@@ -281,12 +281,15 @@ def test_what_does_not_fit_the_network_is_refused_before_the_first_batch(callbac
         trainer(callback).test(Task(), Source(), verbose=False)
 
 
-def test_data_that_do_not_fit(trainer):
+def test_data_that_do_not_fit(trainer, monkeypatch):
+    monkeypatch.setattr(Task, "test_step", lambda *args: pytest.fail("tested"))
     two = DataLoader(images(6, 2), batch_size=3)
     with pytest.raises(ValueError, match="FilterGrid: images must have 1 or 3 channels to be shown, got 2"):
         trainer(FilterGrid()).test(Task(2), two, verbose=False)
     with pytest.raises(ValueError, match="FeatureSpace: the test set must have at least 6 images, got 5"):
         trainer(FeatureSpace()).test(Task(), DataLoader(images(5), batch_size=3), verbose=False)
+    with pytest.raises(ValueError, match=r"FeatureSpace: perplexity must be in \(0, 6\), the points of 6 images, got 50"):
+        trainer(FeatureSpace(perplexity=50)).test(Task(), DataLoader(images(6), batch_size=3), verbose=False)
 
 
 @pytest.mark.slow

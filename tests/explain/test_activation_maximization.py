@@ -149,3 +149,9 @@ def test_bad_regularisers_are_named():
     for field, value in (("decay", 1), ("blur", -1), ("every", 0), ("small_norm", 101), ("total_variation", -1)):
         with pytest.raises(ValueError, match=f"Regularizers: {field} must be .*, got {value}"):
             Regularizers(**{field: value})
+
+
+def test_a_layer_of_tokens_has_no_channels():
+    tokens = nn.Sequential(nn.Flatten(2), nn.Linear(16, 5), nn.Flatten(1), nn.Linear(15, 3))
+    with pytest.raises(ValueError, match=r"layer must give maps \(B, C, h, w\) or vectors \(B, D\), got \(1, 3, 5\)"):
+        activation_maximization(tokens, (3, 4, 4), [0], layer="1")
