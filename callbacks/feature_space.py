@@ -99,7 +99,8 @@ class FeatureSpace(Visualization):
         points = count * len(self.kinds)
         if self.perplexity is not None and self.perplexity >= points:
             raise ValueError(
-                f"FeatureSpace: perplexity must be in (0, {points}), the points of {count} images, got {self.perplexity}"
+                f"FeatureSpace: perplexity must be in (0, {points}), the points of {count} images, got "
+                f"{self.perplexity}"
             )
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -92,7 +92,10 @@ def _read(path: Path) -> Rows:
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        return [{key: value or "" for key, value in row.items() if key is not None} for row in csv.DictReader(file)]
+        try:
+            return [{key: value or "" for key, value in row.items() if key is not None} for row in csv.DictReader(file)]
+        except csv.Error as error:
+            return [{"cannot be read": f"{path.name}: {error}"}]
 
 
 def _last(numbers: Rows) -> dict[str, str]:
@@ -121,16 +124,24 @@ def _curve(numbers: Rows, name: str) -> tuple[list[float], list[float]]:
 
 
 def _curves(group: str, numbers: Rows, names: Sequence[str]) -> Iterator[str]:
-    """Figures of a row of panels each: what differs only behind the last slash shares a panel."""
+    """Figures of a row of panels each: what differs only behind the last slash shares a panel, or a few if many."""
     panels: dict[str, dict[str, Any]] = defaultdict(dict)
     for name in names:
         curve = _curve(numbers, name)
         if len(curve[0]) > 1:
             head, _, tail = name.rpartition("/")
             panels[name if head in ("", *_SPLITS) else head][tail] = curve
-    titles = list(panels)
+    parts = {}
+    for title, curves in panels.items():
+        count = math.ceil(len(curves) / _MOST_CURVES)
+        # of about as many each
+        size = math.ceil(len(curves) / count)
+        for number in range(count):
+            chosen = dict(list(curves.items())[number * size : (number + 1) * size])
+            parts[f"{title} ({number + 1} of {count})" if count > 1 else title] = chosen
+    titles = list(parts)
     for start in range(0, len(titles), 3):
-        shown = {title: panels[title] for title in titles[start : start + 3]}
+        shown = {title: parts[title] for title in titles[start : start + 3]}
         picture = io.BytesIO()
         learning_figure(shown, of_batches=False).savefig(picture, format="png")
         yield _figure(f"{group}: {', '.join(shown)}", picture.getvalue())
@@ -204,6 +215,8 @@ def _texts(folder: Path) -> Iterator[str]:
             source = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             continue
+        if not isinstance(source, dict):
+            continue
         rows = [{"": key, "value": _words(value)} for key, value in source.items()]
         suffix = path.stem.removeprefix("git").strip("_")
         yield _table(f"Environment{f' of {suffix}' if suffix else ''}", rows)
@@ -226,6 +239,8 @@ def _grouped(names: Iterable[str], group_of: Callable[[str], str]) -> dict[str, 
 
 
 _SPLITS = ("train", "val", "test")
+# a legend of more would cover its panel
+_MOST_CURVES = 10
 # figures are drawn at 150 dots an inch, pages have 96
 _SCALE = 96 / 150
 _SHELL = """<!doctype html>

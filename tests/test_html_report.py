@@ -127,6 +127,19 @@ def test_a_torn_file_does_not_take_the_report_away(folder):
     (folder / "results.csv").write_bytes(b"section,value\nrecognition,\xff\xfe\n,\n")
     page = Page(write_report(folder).read_text())
     assert "recognition" in page.sections
+    # the quote that is never closed takes in the rest of a long file; a list is no description of a run
+    (folder / "results.csv").write_text('section,value\nrecognition,"torn\n' + "recognition,0.5\n" * 10_000)
+    (folder / "git.json").write_text("[]")
+    page = Page(write_report(folder).read_text())
+    assert "results.csv: field larger than field limit" in page.sections["other"]
+
+
+def test_many_curves_have_several_panels(tmp_path):
+    rows = [{"epoch": epoch} | {f"val/recognition/a{number}": 0.5 for number in range(25)} for epoch in range(2)]
+    write_csv(tmp_path / "metrics.csv", rows)
+    text = write_report(tmp_path).read_text()
+    names = ", ".join(f"val/recognition ({number} of 3)" for number in (1, 2, 3))
+    assert f"<figcaption>Recognition: {names}</figcaption>" in text
 
 
 @needs_browser

@@ -255,7 +255,9 @@ def crossing(
 def check_boundary(owner: str, attack: Attack, rounds: int, tolerance: float, precision: str, chunk_size: int) -> None:
     """Raises ValueError for what `boundary_distance` can do with no image."""
     if not isinstance(attack, Attack) or not attack.minimal_norm or getattr(attack, "norm", "l2") != "l2":
-        raise ValueError(f"{owner}: attack must look for a small L2 perturbation, as DeepFool and DDN do, got {attack!r}")
+        raise ValueError(
+            f"{owner}: attack must look for a small L2 perturbation, as DeepFool and DDN do, got {attack!r}"
+        )
     if rounds < 0:
         raise ValueError(f"{owner}: rounds must be at least 0, got {rounds}")
     if not 0 <= tolerance < math.inf:

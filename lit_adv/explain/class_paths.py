@@ -144,9 +144,9 @@ class _Search:
 
     def stays(self, paths: list[Tensor], classes: Tensor, spacing: Tensor) -> Tensor:
         """``(N,)`` bool: which paths have no point outside their class, at this spacing and at their corners."""
-        pieces = [(number, *ends) for number, path in enumerate(paths) for ends in itertools.pairwise(path)]
+        pieces = [(number, ends) for number, path in enumerate(paths) for ends in itertools.pairwise(path)]
         looked_at: list[tuple[int, float]] = []
-        for place, (number, near, far) in enumerate(pieces):
+        for place, (number, (near, far)) in enumerate(pieces):
             apart, step = float((far - near).norm()), float(spacing[number])
             count = max(2, math.ceil(apart / step) + 1) if step > 0 else 2
             looked_at += [(place, share) for share in torch.linspace(0, 1, count, dtype=near.dtype).tolist()]
@@ -154,7 +154,7 @@ class _Search:
         # points are made when they are looked at, as those of all paths are thousands of images
         for start in range(0, len(looked_at), self.size):
             part = looked_at[start : start + self.size]
-            near, far = (torch.stack([pieces[place][end] for place, _ in part]) for end in (1, 2))
+            near, far = (torch.stack([pieces[place][1][end] for place, _ in part]) for end in (0, 1))
             shares = near.new_tensor([share for _, share in part])
             of = torch.tensor([pieces[place][0] for place, _ in part], device=classes.device)
             good[of[~self.inside(near + rows(shares) * (far - near), classes[of])]] = False

@@ -176,7 +176,7 @@ def test_paths_that_bend_are_shown_beside_the_straight_ones(tmp_path, trainer, m
         (DecisionRegions, {"attack": DeepFool(norm="linf")}, "DecisionRegions: attack must look for a small L2"),
         (DominantLabels, {"attack": FGSM(eps=0.1), "points": 0}, "DominantLabels: points must be at least 1, got 0"),
         (DominantLabels, {"attack": None}, "DominantLabels: attack must be one of lit_adv.attacks, got None"),
-        (BoundaryGeometry, {"attack": "deepfool"}, "BoundaryGeometry: attack must look for a small L2 .* got 'deepfool'"),
+        (BoundaryGeometry, {"attack": "deepfool"}, "attack must look for a small L2 .* got 'deepfool'"),
         (ClassConnectedness, {"attack": "x"}, "ClassConnectedness: attack must be one of lit_adv.attacks, got 'x'"),
         (ClassConnectedness, {"images": 1}, "ClassConnectedness: images must be at least 2, got 1"),
         (ClassConnectedness, {"depth": -1}, "ClassConnectedness: depth must be at least 0"),

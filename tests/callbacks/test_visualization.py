@@ -244,7 +244,7 @@ def test_batches_of_loaders_are_cut_anew(size, trainer):
         (OcclusionMap, {"explain": "both"}, "OcclusionMap: explain must be prediction or label, got 'both'"),
         (GradientMaps, {"maps": ["lime"]}, "GradientMaps: maps must be different ones of saliency"),
         (GradientMaps, {"maps": []}, "GradientMaps: maps must be different ones of"),
-        (ActivationMaximization, {"presets": ["x"]}, "ActivationMaximization: presets must be some of blur_norm, .*, got 'x'"),
+        (ActivationMaximization, {"presets": ["x"]}, "ActivationMaximization: presets must be some of blur_norm"),
         (ActivationMaximization, {"presets": []}, "ActivationMaximization: presets must be one or more"),
         (ActivationMaximization, {"classes": [-1]}, "ActivationMaximization: classes must be one or more numbers >= 0"),
         (ActivationMaximization, {"steps": 0}, "ActivationMaximization: steps must be at least 1"),
@@ -288,7 +288,7 @@ def test_data_that_do_not_fit(trainer, monkeypatch):
         trainer(FilterGrid()).test(Task(2), two, verbose=False)
     with pytest.raises(ValueError, match="FeatureSpace: the test set must have at least 6 images, got 5"):
         trainer(FeatureSpace()).test(Task(), DataLoader(images(5), batch_size=3), verbose=False)
-    with pytest.raises(ValueError, match=r"FeatureSpace: perplexity must be in \(0, 6\), the points of 6 images, got 50"):
+    with pytest.raises(ValueError, match=r"perplexity must be in \(0, 6\), the points of 6 images, got 50"):
         trainer(FeatureSpace(perplexity=50)).test(Task(), DataLoader(images(6), batch_size=3), verbose=False)
 
 
