@@ -154,10 +154,12 @@ def _report(arguments: list[str], debug: bool) -> None:
 
 def _dashboard(arguments: list[str], debug: bool) -> None:
     """`lightning dashboard`: the only verb that needs an account."""
+    from lit_adv.dashboard import GROUPS
+
     parser = _Arguments(
         prog=f"lightning {DASHBOARD}",
         description="Makes a workspace and a report in Weights & Biases, with the panels of all runs of a project in"
-        " groups: training, recognition, reconstruction, saliency, regions, robustness.",
+        f" groups: {', '.join(group.name.lower() for group in GROUPS)}.",
         allow_abbrev=False,
     )
     parser.add_argument("--entity", required=True, help="your user or team")
