@@ -246,15 +246,15 @@ def _unknown_names(tree: Mapping[str, Any], parser: argparse.ArgumentParser) -> 
     for key, value in tree.items():
         key = str(key).removesuffix("+")
         if key not in top:
-            yield key, f"{key}: no such option; {nearest(key, top)}"
+            yield key, f"{_key(key)}: no such option; {nearest(key, top)}"
         elif key in _BASES:
             yield from _unknown_classes(value, key, _BASES[key])
         elif key in groups and isinstance(value, Mapping):
             for name, inner in value.items():
                 name = str(name).removesuffix("+")
                 if name not in groups[key]:
-                    yield name, f"{key}.{name}: no such option; {nearest(name, groups[key])}"
-                yield from _unknown_classes(inner, f"{key}.{name}", _BASES.get(name))
+                    yield name, f"{key}.{_key(name)}: no such option; {nearest(name, groups[key])}"
+                yield from _unknown_classes(inner, f"{key}.{_key(name)}", _BASES.get(name))
 
 
 def _unknown_classes(value: Any, path: str, base: type | None) -> Iterator[tuple[str, str]]:
@@ -269,7 +269,7 @@ def _unknown_classes(value: Any, path: str, base: type | None) -> Iterator[tuple
         if name is None:
             for key, inner in value.items():
                 below = _BASES.get(key) or (base if path.endswith("attacks") else None)
-                yield from _unknown_classes(inner, f"{path}.{key}", below)
+                yield from _unknown_classes(inner, f"{path}.{_key(key)}", below)
             return
         wrong = list(_unknown_class(str(name), path, base))
         yield from wrong
@@ -288,9 +288,10 @@ def _unknown_classes(value: Any, path: str, base: type | None) -> Iterator[tuple
             if known and key not in known:
                 yield (
                     key,
-                    f"{path}.{key}: {str(name).rpartition('.')[2]} has no argument {key!r}; {nearest(key, known)}",
+                    f"{path}.{_key(key)}: {_cut(str(name).rpartition('.')[2])} has no argument {_brief(key)}; "
+                    f"{nearest(key, known)}",
                 )
-            yield from _unknown_classes(inner, f"{path}.{key}", _BASES.get(key))
+            yield from _unknown_classes(inner, f"{path}.{_key(key)}", _BASES.get(key))
 
 
 def _unknown_class(name: str, path: str, base: type | None) -> Iterator[tuple[str, str]]:
@@ -364,6 +365,8 @@ def _shorten(message: str, tree: Mapping[str, Any]) -> str:
     where = _full_path(keys, tree, leaves[-1])
     if value is not None and len(value) < 60 and not any("got" in leaf.lower() for leaf in leaves):
         leaves[-1] += f", got {value}"
+    where = ".".join(_cut(key) for key in where.split("."))
+    leaves = [leaf if len(leaf) <= 1000 else f"{leaf[:1000]}..." for leaf in leaves]
     return f"{where}: {' or '.join(leaves)}" if where else " or ".join(leaves)
 
 
@@ -399,6 +402,12 @@ def _laid_on(tree: Any, over: Any) -> Any:
 
 def _brief(value: Any) -> str:
     return _cut(repr(value))
+
+
+def _key(key: Any) -> str:
+    """A key in a message; in quotes where it would not be seen."""
+    text = _cut(str(key))
+    return text if text.strip() and text.isprintable() else repr(text)
 
 
 def _cut(text: str) -> str:
