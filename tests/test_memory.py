@@ -198,6 +198,9 @@ CALLBACKS = (
 # which look at no batch of a test, or are in the tests of what they write
 OTHERS = {"ConfusionMatrix", "LearningCurves", "ParsevalRetraction", "SingularValues"}
 OTHERS |= {"AdversarialWriter", "IdentificationWriter", "ReconstructionGrid"}
+# which look at some images once, at the end of a test
+OTHERS |= {"FilterGrid", "ActivationGrid", "TopPatches", "OcclusionMap", "GradientMaps", "ActivationMaximization"}
+OTHERS |= {"FeatureSpace", "BoundaryGeometry", "DecisionRegions", "DominantLabels", "ClassConnectedness"}
 
 
 def test_no_callback_is_left_out():

@@ -137,7 +137,7 @@ def test_a_rank_that_is_killed_in_training_ends_the_run_which_goes_on_later(tmp_
     assert torch.load(last, weights_only=True)["epoch"] == epoch + 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("subcommand", "odd", "words", "codes"),
     [
@@ -154,7 +154,7 @@ def test_no_rank_works_on_alone(tmp_path, subcommand, odd, words, codes):
     assert re.search(words, printed), printed
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_torchrun_fails_where_a_rank_fails_which_says_why(tmp_path):
     process = start(tmp_path, "fit", {1: "raise"}, ["torch.distributed.run", "--nproc-per-node=2", "-m"])
     printed = ended(process)

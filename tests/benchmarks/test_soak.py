@@ -9,6 +9,7 @@ from benchmarks import soak
 STEADY = soak.Sample(seconds=0, rss=500 * 2**20, files=10, threads=4, tensors=99, cache=1000, step=0.01)
 
 
+@pytest.mark.long
 def test_four_rounds_are_run_and_judged(tmp_path, capsys):
     samples = soak.soak(0, 0.001, tmp_path, images=64)
     assert len(samples) == 4

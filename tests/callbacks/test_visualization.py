@@ -292,7 +292,7 @@ def test_data_that_do_not_fit(trainer, monkeypatch):
         trainer(FeatureSpace(perplexity=50)).test(Task(), DataLoader(images(6), batch_size=3), verbose=False)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_draw_what_one_draws(tmp_path, trainer):
     trainer(*shared_work(), default_root_dir=tmp_path / "1").test(
         Task(), DataLoader(images(), batch_size=4), verbose=False

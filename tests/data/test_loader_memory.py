@@ -88,6 +88,7 @@ def private(process):
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("kind", [Pictures, LeakingPictures])
 def test_clean_loaders_and_one_that_leaks(kind, workers):
@@ -98,6 +99,7 @@ def test_clean_loaders_and_one_that_leaks(kind, workers):
     assert gained < ALLOWED if kind is Pictures else gained > 8 * ALLOWED, f"{gained / 1e6:.1f} MB"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "cached", "workers"),
     [
