@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_adv.explain.layers import activations
@@ -62,7 +61,7 @@ def top_patches(
 
     Batch by batch, keeping no more than k patches a channel. A patch is the receptive field of the unit, see
     `receptive_field`; deep in a network it is the whole image, so that 9 of each of 2048 channels are 11 GB of images
-    of 224 x 224 pixels: name the ``channels``.
+    of 224 x 224 pixels, and five times as much while batches are compared: name the ``channels``.
 
     Args:
         model: From images to anything; it is called in eval mode and left as it was.
@@ -189,18 +188,17 @@ def _crops(images: Tensor, rows: Tensor, boxes: Tensor, fill: float) -> Tensor:
         size = int((boxes[0, place + 2] - boxes[0, place]).item())
         sizes.append(min(size, side))
         starts.append(boxes[:, place] if size <= side else torch.zeros_like(boxes[:, place]))
-    # all crops lie in the padded image
-    before = [max(0, -int(start.min())) for start in starts]
-    after = [
-        max(0, int(start.max()) + size - side)
-        for start, size, side in zip(starts, sizes, images.shape[2:], strict=True)
-    ]
-    crops = []
-    for row, top, left in zip(rows.tolist(), starts[0].tolist(), starts[1].tolist(), strict=True):
-        padded = F.pad(images[row], (before[1], after[1], before[0], after[0]), value=fill)
-        y, x = top + before[0], left + before[1]
-        crops.append(padded[:, y : y + sizes[0], x : x + sizes[1]].clone())
-    return torch.stack(crops)
+    crops = images.new_full((len(rows), images.shape[1], *sizes), fill)
+    for crop, row, *corner in zip(crops, rows.tolist(), starts[0].tolist(), starts[1].tolist(), strict=True):
+        ends = [
+            (max(0, first), min(side, first + size))
+            for first, size, side in zip(corner, sizes, images.shape[2:], strict=True)
+        ]
+        if all(low < high for low, high in ends):
+            (top, bottom), (left, right) = ends
+            y, x = corner
+            crop[:, top - y : bottom - y, left - x : right - x] = images[row, :, top:bottom, left:right]
+    return crops
 
 
 def _along(values: Tensor, order: Tensor) -> Tensor:

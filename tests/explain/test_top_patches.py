@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from lit_adv.explain import Patches, activations, receptive_field, top_patches
+from lit_adv.explain.top_patches import _crops
 
 
 def network():
@@ -118,3 +120,14 @@ def test_bad_input_is_named():
             top_patches(model, [x], "3", **arguments)
     with pytest.raises(ValueError, match="batches must hold at least one image"):
         top_patches(model, [], "3")
+
+
+def test_crops_are_cut_out_of_a_padded_image():
+    x = images(2, 5, 7)
+    boxes = torch.tensor([[-2, 3], [3, 5], [1, 1], [9, -8]])
+    boxes = torch.cat([boxes, boxes + torch.tensor([4, 6])], 1)
+    rows = torch.tensor([0, 1, 1, 0])
+    padded = F.pad(x, (20, 20, 20, 20), value=0.25)
+    found = _crops(x, rows, boxes, 0.25)
+    for row, (top, left, bottom, right), crop in zip(rows, boxes + 20, found, strict=True):
+        assert torch.equal(crop, padded[row, :, top:bottom, left:right])
