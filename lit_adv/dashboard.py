@@ -40,7 +40,7 @@ GROUPS = (
             "answers": "(val|test)/(coverage|accuracy_answered|calibration)",
         },
         ("confusion",),
-        ("recognition", "family", "victim", "budget", "calibration", "answers", "crafting", "identified"),
+        ("recognition", "family", "hierarchy", "victim", "budget", "calibration", "answers", "crafting", "identified"),
     ),
     Group(
         "Reconstruction",

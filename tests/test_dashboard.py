@@ -10,10 +10,12 @@ from lit_adv.dashboard import GROUPS, ORDER, group_of_file, group_of_number
 ROOT = Path(__file__).parent.parent
 SOURCES = "\n".join(file.read_text() for file in ROOT.glob("callbacks/*.py"))
 FIGURES = re.findall(r'log_figure\(\s*\w+,\s*f?"(\w+)', SOURCES)
+# of results.csv
+SECTIONS = re.findall(r'append\(\("(\w+)"', SOURCES)
 FILES = [name for name in re.findall(r'"(\w+)\.csv"', SOURCES) if name not in ("metrics", "results")]
 
 
-@pytest.mark.parametrize("name", sorted({*FIGURES, *FILES}))
+@pytest.mark.parametrize("name", sorted({*FIGURES, *FILES, *SECTIONS}))
 def test_what_a_callback_writes_has_a_group(name):
     assert group_of_file(name) != "Other"
 
@@ -21,6 +23,7 @@ def test_what_a_callback_writes_has_a_group(name):
 def test_there_was_something_to_look_for():
     assert {"confusion", "saliency_profile", "ssim_maps"} <= set(FIGURES)
     assert {"robustness", "neutralization"} <= set(FILES)
+    assert {"hierarchy", "reconstruction", "crafting", "victim", "budget"} <= set(SECTIONS)
 
 
 @pytest.mark.parametrize(
