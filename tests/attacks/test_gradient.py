@@ -105,7 +105,7 @@ def test_targeted_is_untargeted_with_the_sign_reversed(attack, net, pictures):
 
 
 def slow_pgd(model, x, y, *, norm, eps, step_size, steps, mask=None):
-    """One image at a time, numpy and float64, as in the card."""
+    """One image at a time, numpy and float64, as it is defined."""
     rows = []
     for image, label in zip(x, y, strict=True):
         clean = image.numpy()
@@ -285,7 +285,7 @@ def test_rand_fgsm_is_a_random_step_and_then_fgsm(targeted, net, pictures):
 
 
 def slow_momentum(model, x, y, *, norm, eps, step_size, steps, momentum):
-    """One image at a time, numpy and float64, as in the card."""
+    """One image at a time, numpy and float64, as it is defined."""
     rows = []
     for image, label in zip(x, y, strict=True):
         clean = image.numpy()

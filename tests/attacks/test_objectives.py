@@ -18,7 +18,7 @@ EXACT, SUFFICIENT = ("f2", "f3", "f6", "f7"), ("f1", "f4", "f5")
 
 
 def slow(name, z, own, targeted):
-    """The card's formulas, signs corrected, in plain Python. Wanted is the class to reach."""
+    """The method's formulas, signs corrected, in plain Python. Wanted is the class to reach."""
     others = [value for k, value in enumerate(z) if k != own]
     top = max(z)
     total = sum(math.exp(value - top) for value in z)

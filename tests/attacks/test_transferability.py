@@ -1,4 +1,4 @@
-"""Transferability: the card's procedure against a slow loop, its invariants, and how many passes it takes."""
+"""Transferability: the method's procedure against a slow loop, its invariants, and how many passes it takes."""
 
 import copy
 
@@ -29,7 +29,7 @@ from lit_adv.attacks import (
 )
 from lit_adv.models import Classifier
 
-# the card's: steps of 1/255 rounded, no ball
+# the method's: steps of 1/255 rounded, no ball
 CARD = PGD(eps=1.0, step_size=0.0039, steps=40, random_start=False, fold=False)
 CLASSES = 3
 
@@ -86,7 +86,7 @@ def labels(drawn):
 
 
 def slow(source, victim, image, label, target, mask, steps, step_size):
-    """The card's pseudo-code for one image; None where source or victim is wrong about it."""
+    """The method's pseudo-code for one image; None where source or victim is wrong about it."""
     if int(source(image[None]).argmax()) != label or int(victim(image[None]).argmax()) != label:
         return None
     x = image.clone()

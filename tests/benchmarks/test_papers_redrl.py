@@ -129,7 +129,7 @@ def test_what_fails_leaves_no_result(tmp_path):
 
 @pytest.mark.parametrize("number", [3, 5])
 def test_published_totals_are_the_weighted_means(number):
-    # the card's check of the weights, which also finds a mistyped figure
+    # the method's check of the weights, which also finds a mistyped figure
     for name in ("cifar10", "tiny_imagenet"):
         for *shares, total in PAPER[name, number].values():
             assert abs(recognised(shares)["weighted"] - total) < 0.15

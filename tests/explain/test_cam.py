@@ -53,7 +53,7 @@ def enlarged(raw, size):
 
 
 def loop(model, image, label, normalise, plus_plus, rectified=True):
-    """The card's formulas image by image and channel by channel, in float64; the gradient by autograd alone."""
+    """The method's formulas image by image and channel by channel, in float64; the gradient by autograd alone."""
     hidden = model.second(torch.relu(model.bn(model.first(image[None]))))
     # a rectifier behind the leaf does nothing where the leaf has been through one
     hidden = (hidden.relu() if rectified else hidden).detach().requires_grad_()

@@ -1,4 +1,4 @@
-"""Gradient maps against the card's formulas, captum and autograd, and what they leave untouched."""
+"""Gradient maps against the method's formulas, captum and autograd, and what they leave untouched."""
 
 import copy
 

@@ -22,7 +22,7 @@ def maps(count, channels, height, width, seed, levels=None):
 
 
 def counted(noise, looked, threshold):
-    """The card's table for one image, with nan where a score is undefined."""
+    """The method's table for one image, with nan where a score is undefined."""
     marked = noise > threshold
     tp, fp = (marked & looked).sum(), (marked & ~looked).sum()
     fn, tn = (~marked & looked).sum(), (~marked & ~looked).sum()

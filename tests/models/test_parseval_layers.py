@@ -16,7 +16,7 @@ def pair(*shape):
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(("inputs", "outputs", "side"), [(3, 8, 3), (8, 4, 3), (1, 16, 3), (4, 6, 1), (2, 5, 5)])
 def test_convolution_does_not_enlarge(inputs, outputs, side, stride):
-    """The card: orthonormal flattened kernel and 1 / sqrt(area), zero padding."""
+    """By definition: orthonormal flattened kernel and 1 / sqrt(area), zero padding."""
     torch.manual_seed(1)
     layer = ParsevalConv2d(inputs, outputs, side, stride, side // 2, bias=False).double()
     x, _ = pair(40, inputs, 9, 9)

@@ -178,7 +178,7 @@ def test_projections_are_those_of_a_solver():
 
 
 def test_simplex_by_hand():
-    """Two branches: (t, 1 - t) stays where it is on the line, and the general case is the card's."""
+    """Two branches: (t, 1 - t) stays where it is on the line, and the general case is the method's."""
     assert torch.allclose(project_simplex(torch.tensor([0.9, 0.6])), torch.tensor([0.65, 0.35]))
     on_it = torch.tensor([[0.3, 0.7], [1.0, 0.0]])
     assert torch.allclose(project_simplex(on_it), on_it, atol=1e-7)
