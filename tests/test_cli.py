@@ -663,7 +663,9 @@ def test_a_signal_stops_a_real_run_which_can_go_on(tmp_path, number, code):
 def test_two_ranks_share_one_folder(tmp_path, launcher):
     options = ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.max_epochs=1"]
     command = [sys.executable, "-m", *launcher, "lit_adv", "fit", *DIGITS[:-1], *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # a trainer of an earlier test leaves such, by which Lightning would take this for one of several started elsewhere
+    left = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PL_GLOBAL_SEED")
+    environment = {name: value for name, value in os.environ.items() if name not in left} | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     (config,) = (tmp_path / "runs").rglob("config.yaml")
