@@ -22,6 +22,7 @@ from lit_adv.data import PictureBatch, PictureFile, PictureFolder
 from lit_adv.files import replacing, write_json
 from lit_adv.tasks.identification import NOT_CALIBRATED, Identification
 
+from .shown_images import gathered
 from .tables import print_path
 
 
@@ -115,11 +116,7 @@ class IdentificationWriter(pl.Callback):
             self._rows.append((row, cells))
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        rows = self._rows
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            parts: list[Any] = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(parts, rows)
-            rows = [row for part in parts for row in part]
+        rows = [row for part in gathered(self._rows) for row in part]
         if not trainer.is_global_zero:
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]

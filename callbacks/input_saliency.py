@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import pytorch_lightning as pl
-import torch
 
 from lit_adv.attacks import Attack
 from lit_adv.explain import heat_map, input_saliency
@@ -14,6 +13,7 @@ from lit_adv.plots import HeatMap, heat_map_figure
 
 from .figures import log_figure
 from .saliency_callback import SaliencyCallback
+from .shown_images import gathered
 
 
 class InputSaliency(SaliencyCallback):
@@ -112,11 +112,8 @@ class InputSaliency(SaliencyCallback):
                 self._found[each.attack, each.victim, place] = one
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            # which process has an image depends on the attack
-            found: list[Any] = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(found, self._found)
-            self._found = {name: shown for each in found for name, shown in each.items()}
+        # which process has an image depends on the attack
+        self._found = {name: shown for each in gathered(self._found) for name, shown in each.items()}
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:

@@ -27,6 +27,7 @@ from .figures import log_figure
 from .loggers import log_numbers, log_table
 from .repeats import fresh_pair
 from .results_table import setting_name
+from .shown_images import gathered
 from .tables import print_path
 
 
@@ -155,11 +156,8 @@ class SSIMPrecision(pl.Callback):
         self.results = [
             {"attack": attack, "victim": victim, **meter.compute()} for (attack, victim), meter in self._meters.items()
         ]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            # which process has the image depends on the attack
-            found: list[Any] = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(found, self._examples)
-            self._examples = {name: shown for each in found for name, shown in each.items()}
+        # which process has the image depends on the attack
+        self._examples = {name: shown for each in gathered(self._examples) for name, shown in each.items()}
         shares: dict[str, float] = {}
         for row in self._table():
             name = "/".join(part for part in ("ssim_precision", row["victim"] * self._several, row["attack"]) if part)

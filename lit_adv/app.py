@@ -338,7 +338,6 @@ class AdvCLI(LightningCLI):
                 if isinstance(stopped_by, KeyboardInterrupt):
                     self._say_how_to_go_on("interrupted", 130, error)
                 if isinstance(stopped_by, SIGTERMException):
-                    self._end_other_ranks()
                     if self.signals.warned:
                         said = slurm.requeue(self.trainer) if self.is_rank_zero else "requeued by rank 0"
                         self._say_how_to_go_on(f"stopped by SIGUSR1, {said}", 138, error)
@@ -353,12 +352,6 @@ class AdvCLI(LightningCLI):
             print(f"report: {os.path.relpath(write_report(self.folder))}", flush=True)
         except OSError as error:
             print(f"report: not written: {error} (later: lightning report {self.folder})", file=sys.stderr)
-
-    def _end_other_ranks(self) -> None:
-        """Ends those that Lightning started here, as it does itself after Ctrl-C; srun and torchrun end theirs."""
-        launcher: Any = getattr(self.trainer.strategy, "launcher", None)
-        if hasattr(launcher, "kill"):
-            launcher.kill(signal.SIGKILL)
 
     def _check_strategy(self) -> None:
         strategy = self.options.trainer.get("strategy")

@@ -133,12 +133,16 @@ def panel_grid(
     for number, name in enumerate(used):
         scale = scales[name]
         x = left + number * 2.6
-        bar_axes = figure.add_axes((x / width, 0.42 / height, 2.2 / width, 0.13 / height))
-        colours = ScalarMappable(Normalize(scale.low, scale.high), scale.colours)
-        bar = figure.colorbar(colours, cax=bar_axes, orientation="horizontal")
-        bar.set_label(scale.label, fontsize=8.5, labelpad=2)
-        bar.ax.tick_params(labelsize=8, length=2)
+        colour_bar(figure, (x / width, 0.42 / height, 2.2 / width, 0.13 / height), scale)
     return figure
+
+
+def colour_bar(figure: Figure, box: tuple[float, float, float, float], scale: Scale) -> None:
+    """A horizontal colour bar with its label; the box is left, bottom, width and height as shares of the figure."""
+    colours = ScalarMappable(Normalize(scale.low, scale.high), scale.colours)
+    bar = figure.colorbar(colours, cax=figure.add_axes(box), orientation="horizontal")
+    bar.set_label(scale.label, fontsize=8.5, labelpad=2)
+    bar.ax.tick_params(labelsize=8, length=2)
 
 
 def as_array(values: Any) -> npt.NDArray[Any]:

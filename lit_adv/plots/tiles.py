@@ -10,11 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
 
-from lit_adv.plots.panels import DARK, GREY, Scale, as_array
+from lit_adv.plots.panels import DARK, GREY, Scale, as_array, colour_bar
 
 
 class Tiles(NamedTuple):
@@ -105,11 +104,7 @@ def tile_figure(
             text(left - 0.08, y, str(row * columns), fontsize=7, ha="right", color=GREY)
         top += tall
     if maps and scale is not None:
-        bar_axes = figure.add_axes((left / width, 0.45 / height, 2.4 / width, 0.13 / height))
-        colours = ScalarMappable(Normalize(scale.low, scale.high), scale.colours)
-        bar = figure.colorbar(colours, cax=bar_axes, orientation="horizontal")
-        bar.set_label(scale.label, fontsize=8.5, labelpad=2)
-        bar.ax.tick_params(labelsize=8, length=2)
+        colour_bar(figure, (left / width, 0.45 / height, 2.4 / width, 0.13 / height), scale)
     return figure
 
 
